@@ -1,0 +1,58 @@
+// The caching allocator: blocks are kept and handed out again, so that a training step, once warm,
+// asks the system for nothing.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+#include "core/device.h"
+
+namespace headwater {
+
+struct MemoryStatistics {
+  int64_t bytes_in_use = 0;        ///< handed out now, rounded up to block sizes
+  int64_t peak_bytes_in_use = 0;   ///< the most that was ever handed out since reset_peak
+  int64_t bytes_reserved = 0;      ///< taken from the system, in use or cached
+  int64_t system_allocations = 0;  ///< how often the system was asked since the program started
+  int64_t cache_hits = 0;          ///< how often a cached block served instead
+};
+
+/// One block of memory on one device; returns itself to the cache when the last tensor on it goes.
+/// A block over foreign memory (a mapped file) holds its owner instead and frees nothing.
+class Storage {
+ public:
+  Storage(void* data, int64_t size_bytes, int size_class, Device device)
+      : data_(data), size_bytes_(size_bytes), size_class_(size_class), device_(device) {}
+  Storage(void* data, int64_t size_bytes, std::shared_ptr<const void> owner)
+      : data_(data), size_bytes_(size_bytes), owner_(std::move(owner)) {}
+  ~Storage();
+  Storage(const Storage&) = delete;
+  Storage& operator=(const Storage&) = delete;
+
+  void* data() const { return data_; }
+  int64_t size_bytes() const { return size_bytes_; }
+  Device device() const { return device_; }
+
+ private:
+  void* data_;
+  int64_t size_bytes_;
+  int size_class_ = -1;
+  Device device_;
+  std::shared_ptr<const void> owner_;
+};
+
+/// A block of at least `size_bytes`, 64-byte aligned, contents undefined. Thread-safe.
+/// Throws a machine error that says what was asked and what is held when the system has no more, and one
+/// that says how to build with CUDA when `device` is a GPU and this build has none.
+std::shared_ptr<Storage> allocate(int64_t size_bytes, Device device);
+
+MemoryStatistics memory_statistics();
+
+/// Lets peak_bytes_in_use start again from bytes_in_use.
+void reset_peak_memory();
+
+/// Gives every cached block back to the system.
+void release_cached_memory();
+
+}  // namespace headwater

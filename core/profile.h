@@ -1,0 +1,47 @@
+// Where the time of a step goes: seconds per kernel name, switched on by `bench`.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <map>
+#include <string>
+
+namespace headwater {
+
+struct ProfileEntry {
+  int64_t calls = 0;
+  double seconds = 0.0;
+};
+
+void set_profiling(bool enabled);
+bool profiling_enabled();
+/// Everything counted since the last reset, by name. Times are exclusive: a kernel that calls GEMM is not
+/// charged for it.
+std::map<std::string, ProfileEntry> profile_entries();
+void reset_profile();
+
+/// Charges the time between construction and destruction to `name`. Costs one branch when profiling is off.
+/// Only for the thread that drives the step.
+class ProfileScope {
+ public:
+  explicit ProfileScope(const char* name) {
+    if (profiling_enabled()) begin(name);
+  }
+  ~ProfileScope() {
+    if (active_) end();
+  }
+  ProfileScope(const ProfileScope&) = delete;
+  ProfileScope& operator=(const ProfileScope&) = delete;
+
+ private:
+  void begin(const char* name);
+  void end();
+
+  bool active_ = false;
+  const char* name_ = nullptr;
+  ProfileScope* parent_ = nullptr;
+  double child_seconds_ = 0.0;
+  std::chrono::steady_clock::time_point start_;
+};
+
+}  // namespace headwater
