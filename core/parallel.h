@@ -13,7 +13,7 @@ int n_threads();
 
 /// Calls body(begin, end) on disjoint ranges that cover [0, n), in parallel. Ranges hold at least `grain`
 /// items, so that small loops stay on one thread. The split depends on the number of threads: a reduction
-/// whose bits must not depend on it uses fixed blocks of its own (see reduce_blocks). `body` must not throw.
+/// whose bits must not depend on it uses fixed blocks of its own (RowBlocks). `body` must not throw.
 template <class Body>
 void parallel_for(int64_t n, int64_t grain, const Body& body) {
   if (n <= 0) return;
@@ -39,6 +39,30 @@ void parallel_for_each(int64_t n, const Body& body) {
   }
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
   for (int64_t item = 0; item < n; ++item) body(item);
+}
+
+/// Rows cut into at most 64 blocks, whatever the number of threads: sums over rows are taken block by block and the
+/// blocks added in order, so that their bits depend on the shape alone.
+struct RowBlocks {
+  explicit RowBlocks(int64_t n_rows)
+      : rows(n_rows), rows_per_block(std::max<int64_t>(8, (n_rows + 63) / 64)),
+        n_blocks((n_rows + rows_per_block - 1) / rows_per_block) {}
+  int64_t begin(int64_t block) const { return block * rows_per_block; }
+  int64_t end(int64_t block) const { return std::min(rows, (block + 1) * rows_per_block); }
+
+  int64_t rows;
+  int64_t rows_per_block;
+  int64_t n_blocks;
+};
+
+/// target[j] (+)= sum over blocks of partials[block * width + j], blocks in order.
+template <class T>
+void sum_blocks(const T* partials, int64_t n_blocks, int64_t width, bool accumulate, T* target) {
+  for (int64_t j = 0; j < width; ++j) {
+    T sum = accumulate ? target[j] : T{0};
+    for (int64_t block = 0; block < n_blocks; ++block) sum += partials[block * width + j];
+    target[j] = sum;
+  }
 }
 
 }  // namespace headwater
