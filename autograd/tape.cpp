@@ -7,11 +7,19 @@ namespace {
 thread_local Tape* innermost = nullptr;
 }
 
-Tape::Tape() : outer_(innermost) { innermost = this; }
-Tape::~Tape() { innermost = outer_; }
+Tape::Tape() : outer_(innermost) {
+  innermost = this;
+}
+Tape::~Tape() {
+  innermost = outer_;
+}
 
-NoGradient::NoGradient() : outer_(innermost) { innermost = nullptr; }
-NoGradient::~NoGradient() { innermost = outer_; }
+NoGradient::NoGradient() : outer_(innermost) {
+  innermost = nullptr;
+}
+NoGradient::~NoGradient() {
+  innermost = outer_;
+}
 
 Tape* Tape::recording(std::initializer_list<Variable> inputs) {
   if (innermost == nullptr) return nullptr;
@@ -32,17 +40,19 @@ void Tape::record(const std::vector<Variable*>& outputs, Backward backward) {
 }
 
 void Tape::backward(const Variable& loss, double scale) {
-  require(loss.value().numel() == 1, "backward starts from a scalar loss; this one has shape {}", loss.shape().str());
+  require(loss.value().numel() == 1, "backward starts from a scalar loss; this one has shape {}",
+          loss.shape().str());
   backward({loss}, {Tensor::full(loss.shape(), scale, loss.dtype(), loss.device())});
 }
 
 void Tape::backward(const std::vector<Variable>& outputs, const std::vector<Tensor>& grad_outputs) {
-  require(outputs.size() == grad_outputs.size(), "backward was given {} outputs and {} gradients", outputs.size(),
-          grad_outputs.size());
+  require(outputs.size() == grad_outputs.size(), "backward was given {} outputs and {} gradients",
+          outputs.size(), grad_outputs.size());
   for (size_t i = 0; i < outputs.size(); ++i) {
     if (!grad_outputs[i].defined()) continue;
-    require(outputs[i].shape() == grad_outputs[i].shape(), "backward: output {} has shape {}, its gradient {}", i,
-            outputs[i].shape().str(), grad_outputs[i].shape().str());
+    require(outputs[i].shape() == grad_outputs[i].shape(),
+            "backward: output {} has shape {}, its gradient {}", i, outputs[i].shape().str(),
+            grad_outputs[i].shape().str());
     outputs[i].add_gradient(grad_outputs[i]);
   }
   const NoGradient no_recording;
@@ -60,8 +70,9 @@ void Tape::backward(const std::vector<Variable>& outputs, const std::vector<Tens
   }
 }
 
-std::vector<Variable> recompute(const std::function<std::vector<Variable>(const std::vector<Variable>&)>& function,
-                                const std::vector<Variable>& inputs) {
+std::vector<Variable> recompute(
+    const std::function<std::vector<Variable>(const std::vector<Variable>&)>& function,
+    const std::vector<Variable>& inputs) {
   Tape* tape = innermost;
   std::vector<Variable> outputs;
   {

@@ -9,8 +9,8 @@
 
 namespace headwater {
 
-/// Operators record on the innermost living tape of this thread; without one, nothing is recorded and nothing is
-/// kept: that is inference. Typical use:
+/// Operators record on the innermost living tape of this thread; without one, nothing is recorded and nothing
+/// is kept: that is inference. Typical use:
 ///
 ///   Tape tape;
 ///   const Variable loss = model.loss(batch);
@@ -29,12 +29,12 @@ class Tape {
   /// The tape to record on if any of `inputs` requires a gradient, else nullptr.
   static Tape* recording(std::initializer_list<Variable> inputs);
 
-  /// Notes that `outputs` were computed; makes each of them require a gradient. `backward` should capture only the
-  /// tensors it needs: they live until it has run.
+  /// Notes that `outputs` were computed; makes each of them require a gradient. `backward` should capture
+  /// only the tensors it needs: they live until it has run.
   void record(const std::vector<Variable*>& outputs, Backward backward);
 
-  /// Runs everything recorded backwards from a scalar loss, with d loss = `scale`. Each step's saved tensors and
-  /// intermediate gradients are released as soon as it is done. A tape runs backward once.
+  /// Runs everything recorded backwards from a scalar loss, with d loss = `scale`. Each step's saved tensors
+  /// and intermediate gradients are released as soon as it is done. A tape runs backward once.
   void backward(const Variable& loss, double scale = 1.0);
   /// The same from any outputs, given the gradient of each (its cotangent; an undefined one is skipped).
   void backward(const std::vector<Variable>& outputs, const std::vector<Tensor>& grad_outputs);
@@ -61,10 +61,11 @@ class NoGradient {
   Tape* outer_;
 };
 
-/// A block that keeps nothing for the backward pass but its inputs: `function` runs without recording, and again,
-/// recorded, when its gradient is asked for. Trades one more forward for the block's memory. `function` must be
-/// deterministic, and parameters it uses gather their gradients as usual.
-std::vector<Variable> recompute(const std::function<std::vector<Variable>(const std::vector<Variable>&)>& function,
-                                const std::vector<Variable>& inputs);
+/// A block that keeps nothing for the backward pass but its inputs: `function` runs without recording, and
+/// again, recorded, when its gradient is asked for. Trades one more forward for the block's memory.
+/// `function` must be deterministic, and parameters it uses gather their gradients as usual.
+std::vector<Variable> recompute(
+    const std::function<std::vector<Variable>(const std::vector<Variable>&)>& function,
+    const std::vector<Variable>& inputs);
 
 }  // namespace headwater

@@ -8,8 +8,8 @@
 
 namespace headwater {
 
-/// The gradient of one variable, gathered during Tape::backward. A parameter's is pinned: it lives in a flat buffer,
-/// outlasts the tape, and contributions are added to what is there. Any other starts absent.
+/// The gradient of one variable, gathered during Tape::backward. A parameter's is pinned: it lives in a flat
+/// buffer, outlasts the tape, and contributions are added to what is there. Any other starts absent.
 class Gradient {
  public:
   Gradient() = default;
@@ -21,8 +21,9 @@ class Gradient {
   /// Adds `contribution`, which the caller must not write to afterwards.
   void add(const Tensor& contribution);
 
-  /// Memory for a kernel that can add by itself (beta of a GEMM): the sum so far with accumulate = true, or fresh
-  /// uninitialised memory like `value` with accumulate = false, which the kernel must then fill entirely.
+  /// Memory for a kernel that can add by itself (beta of a GEMM): the sum so far with accumulate = true, or
+  /// fresh uninitialised memory like `value` with accumulate = false, which the kernel must then fill
+  /// entirely.
   struct Target {
     Tensor tensor;
     bool accumulate;
@@ -37,8 +38,8 @@ class Gradient {
   bool is_pinned_ = false;
 };
 
-/// What operators take and return. Copies share the tensor and the gradient. A variable without a Gradient is a
-/// constant: nothing is recorded for it. An undefined variable stands for an absent optional argument.
+/// What operators take and return. Copies share the tensor and the gradient. A variable without a Gradient is
+/// a constant: nothing is recorded for it. An undefined variable stands for an absent optional argument.
 class Variable {
  public:
   Variable() = default;

@@ -1,5 +1,5 @@
-// What a config file says, before anybody knows which option it is: a tree of scalars, sequences and maps that
-// remembers where each piece stood. YAML, JSON and command-line overrides all become this.
+// What a config file says, before anybody knows which option it is: a tree of scalars, sequences and maps
+// that remembers where each piece stood. YAML, JSON and command-line overrides all become this.
 #pragma once
 
 #include <string>

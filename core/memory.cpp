@@ -24,7 +24,7 @@ constexpr int n_classes = 48 * steps_per_power;
 int size_class_of(int64_t size_bytes) {
   const auto units = static_cast<uint64_t>((std::max<int64_t>(size_bytes, 1) + alignment - 1) / alignment);
   if (units <= steps_per_power) return static_cast<int>(units) - 1;
-  const int power = std::bit_width(units - 1) - 1;  // 2^power <= units - 1
+  const int power = std::bit_width(units - 1) - 1;   // 2^power <= units - 1
   const uint64_t step = (units - 1) >> (power - 3);  // 8..15
   return (power - 3) * steps_per_power + static_cast<int>(step);
 }
@@ -59,9 +59,9 @@ Cache& cache() {
 }
 
 void* allocate_from_system(int64_t size_bytes) {
-  void* block = std::aligned_alloc(size_bytes >= huge_page ? huge_page : alignment,
-                                   size_bytes >= huge_page ? (size_bytes + huge_page - 1) / huge_page * huge_page
-                                                           : size_bytes);
+  void* block = std::aligned_alloc(
+      size_bytes >= huge_page ? huge_page : alignment,
+      size_bytes >= huge_page ? (size_bytes + huge_page - 1) / huge_page * huge_page : size_bytes);
   // Fewer page faults and TLB misses on the large activations; a refusal costs nothing.
   if (block != nullptr && size_bytes >= huge_page) madvise(block, size_bytes, MADV_HUGEPAGE);
   return block;

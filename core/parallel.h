@@ -17,12 +17,13 @@ int n_threads();
 template <class Body>
 void parallel_for(int64_t n, int64_t grain, const Body& body) {
   if (n <= 0) return;
-  const int64_t pieces = std::min<int64_t>(n_threads(), std::max<int64_t>(1, n / std::max<int64_t>(1, grain)));
+  const int64_t pieces =
+      std::min<int64_t>(n_threads(), std::max<int64_t>(1, n / std::max<int64_t>(1, grain)));
   if (pieces <= 1) {
     body(int64_t{0}, n);
     return;
   }
-#pragma omp parallel for schedule(static, 1) num_threads(static_cast<int>(pieces))
+#pragma omp parallel for schedule(static, 1) num_threads(static_cast <int>(pieces))
   for (int64_t piece = 0; piece < pieces; ++piece) {
     body(n * piece / pieces, n * (piece + 1) / pieces);
   }
@@ -41,11 +42,12 @@ void parallel_for_each(int64_t n, const Body& body) {
   for (int64_t item = 0; item < n; ++item) body(item);
 }
 
-/// Rows cut into at most 64 blocks, whatever the number of threads: sums over rows are taken block by block and the
-/// blocks added in order, so that their bits depend on the shape alone.
+/// Rows cut into at most 64 blocks, whatever the number of threads: sums over rows are taken block by block
+/// and the blocks added in order, so that their bits depend on the shape alone.
 struct RowBlocks {
   explicit RowBlocks(int64_t n_rows)
-      : rows(n_rows), rows_per_block(std::max<int64_t>(8, (n_rows + 63) / 64)),
+      : rows(n_rows),
+        rows_per_block(std::max<int64_t>(8, (n_rows + 63) / 64)),
         n_blocks((n_rows + rows_per_block - 1) / rows_per_block) {}
   int64_t begin(int64_t block) const { return block * rows_per_block; }
   int64_t end(int64_t block) const { return std::min(rows, (block + 1) * rows_per_block); }

@@ -9,10 +9,18 @@ std::map<std::string, ProfileEntry> entries;
 
 }  // namespace
 
-void set_profiling(bool on) { enabled = on; }
-bool profiling_enabled() { return enabled; }
-std::map<std::string, ProfileEntry> profile_entries() { return entries; }
-void reset_profile() { entries.clear(); }
+void set_profiling(bool on) {
+  enabled = on;
+}
+bool profiling_enabled() {
+  return enabled;
+}
+std::map<std::string, ProfileEntry> profile_entries() {
+  return entries;
+}
+void reset_profile() {
+  entries.clear();
+}
 
 void ProfileScope::begin(const char* name) {
   active_ = true;

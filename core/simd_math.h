@@ -1,6 +1,6 @@
 // Elementary functions written so that a loop over them is vectorised by the compiler: no branches, no calls.
-// Float versions err by at most 2 units in the last place over the stated ranges; double versions are the standard
-// library's, as doubles serve gradient checks, not speed.
+// Float versions err by at most 2 units in the last place over the stated ranges; double versions are the
+// standard library's, as doubles serve gradient checks, not speed.
 #pragma once
 
 #include <bit>
@@ -10,7 +10,8 @@
 namespace headwater {
 
 /// e^x for float: 0 below -87.3, infinity above 88.7, NaN stays NaN.
-/// 2^n * p(r) with x = n ln 2 + r, |r| <= ln 2 / 2, p of degree 6 (minimax coefficients of the Cephes library).
+/// 2^n * p(r) with x = n ln 2 + r, |r| <= ln 2 / 2, p of degree 6 (minimax coefficients of the Cephes
+/// library).
 inline float exp_vectorisable(float x) {
   constexpr float log2_e = 1.44269504088896341f;
   constexpr float ln2_high = 0.693359375f;  // 9 bits: n * ln2_high is exact
@@ -36,10 +37,13 @@ inline float exp_vectorisable(float x) {
   const float with_limits = x < -87.3f ? 0.0f : (x > 88.7f ? INFINITY : result);
   return x != x ? x : with_limits;
 }
-inline double exp_vectorisable(double x) { return std::exp(x); }
+inline double exp_vectorisable(double x) {
+  return std::exp(x);
+}
 
 /// log(1 + x) for x in [0, 1].
-/// 2 atanh(s) with s = x / (2 + x) <= 1/3: an odd series in s, whose tail after s^13 is below 2^-25 of the result.
+/// 2 atanh(s) with s = x / (2 + x) <= 1/3: an odd series in s, whose tail after s^13 is below 2^-25 of the
+/// result.
 inline float log1p_vectorisable(float x) {
   const float s = x / (2.0f + x);
   const float q = s * s;
@@ -51,7 +55,9 @@ inline float log1p_vectorisable(float x) {
   p = p * q + 1.0f / 3.0f;
   return 2.0f * s * (1.0f + q * p);
 }
-inline double log1p_vectorisable(double x) { return std::log1p(x); }
+inline double log1p_vectorisable(double x) {
+  return std::log1p(x);
+}
 
 /// 1 / (1 + e^-x).
 template <class T>

@@ -20,7 +20,8 @@ BFloat16 to_bfloat16(float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, sizeof(bits));
   if ((bits & 0x7fffffffu) > 0x7f800000u) return {static_cast<uint16_t>((bits >> 16) | 0x40)};  // stay NaN
-  return {static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};  // round to nearest, ties to even
+  return {
+      static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};  // round to nearest, ties to even
 }
 
 template <class To, class From>
@@ -37,12 +38,24 @@ To convert(From value) {
 template <class Body>
 void dispatch_any(DType dtype, Body&& body) {
   switch (dtype) {
-    case DType::f32: body(float{}); return;
-    case DType::f64: body(double{}); return;
-    case DType::bf16: body(BFloat16{}); return;
-    case DType::i32: body(int32_t{}); return;
-    case DType::i64: body(int64_t{}); return;
-    case DType::u8: body(uint8_t{}); return;
+    case DType::f32:
+      body(float{});
+      return;
+    case DType::f64:
+      body(double{});
+      return;
+    case DType::bf16:
+      body(BFloat16{});
+      return;
+    case DType::i32:
+      body(int32_t{});
+      return;
+    case DType::i64:
+      body(int64_t{});
+      return;
+    case DType::u8:
+      body(uint8_t{});
+      return;
   }
 }
 
@@ -98,13 +111,13 @@ Tensor Tensor::over(void* data, const Shape& shape, DType dtype, std::shared_ptr
 }
 
 void Tensor::check_type(DType requested) const {
-  require(requested == dtype_, "a tensor of dtype {} and shape {} was read as {}", name_of(dtype_), shape_.str(),
-          name_of(requested));
+  require(requested == dtype_, "a tensor of dtype {} and shape {} was read as {}", name_of(dtype_),
+          shape_.str(), name_of(requested));
 }
 
 Tensor Tensor::reshape(const Shape& shape) const {
-  require(shape.numel() == numel_, "cannot reshape {} ({} elements) to {} ({} elements)", shape_.str(), numel_,
-          shape.str(), shape.numel());
+  require(shape.numel() == numel_, "cannot reshape {} ({} elements) to {} ({} elements)", shape_.str(),
+          numel_, shape.str(), shape.numel());
   Tensor result = *this;
   result.shape_ = shape;
   return result;
@@ -120,8 +133,8 @@ Tensor Tensor::narrow(int64_t begin, int64_t end) const {
 
 Tensor Tensor::view(int64_t offset, const Shape& shape) const {
   const int64_t count = shape.numel();
-  require(offset >= 0 && offset + count <= numel_, "elements {} to {} lie outside a tensor of shape {}", offset,
-          offset + count, shape_.str());
+  require(offset >= 0 && offset + count <= numel_, "elements {} to {} lie outside a tensor of shape {}",
+          offset, offset + count, shape_.str());
   Tensor result = *this;
   result.offset_bytes_ += offset * static_cast<int64_t>(size_of(dtype_));
   result.shape_ = shape;
@@ -170,8 +183,9 @@ void Tensor::zero() const {
 }
 
 void Tensor::copy_from(const Tensor& source) const {
-  require(source.shape() == shape_ && source.dtype() == dtype_, "cannot copy a {} tensor of shape {} into {} {}",
-          name_of(source.dtype()), source.shape().str(), name_of(dtype_), shape_.str());
+  require(source.shape() == shape_ && source.dtype() == dtype_,
+          "cannot copy a {} tensor of shape {} into {} {}", name_of(source.dtype()), source.shape().str(),
+          name_of(dtype_), shape_.str());
   require_cpu(*this, "Tensor::copy_from");
   require_cpu(source, "Tensor::copy_from");
   char* to = static_cast<char*>(raw_data());

@@ -1,4 +1,5 @@
-// Checks of operators' arguments, with texts that name the operator, the argument, what it is and what it must be.
+// Checks of operators' arguments, with texts that name the operator, the argument, what it is and what it
+// must be.
 #pragma once
 
 #include "autograd/variable.h"
@@ -6,19 +7,21 @@
 
 namespace headwater {
 
-/// `argument` must have exactly this shape; `meaning` spells it in the operator's letters, e.g. "(batch, length, d)".
+/// `argument` must have exactly this shape; `meaning` spells it in the operator's letters, e.g. "(batch,
+/// length, d)".
 inline void check_shape(const char* op, const char* argument, const Variable& value, const Shape& expected,
                         const char* meaning) {
-  require(value.shape() == expected, "{}: {} has shape {}; it must be {} = {}", op, argument, value.shape().str(),
-          meaning, expected.str());
+  require(value.shape() == expected, "{}: {} has shape {}; it must be {} = {}", op, argument,
+          value.shape().str(), meaning, expected.str());
 }
 
 /// `argument` must agree with `reference` in dtype and device.
-inline void check_like(const char* op, const char* argument, const Variable& value, const Variable& reference) {
-  require(value.dtype() == reference.dtype(), "{}: {} is {}; it must be {} like the other arguments", op, argument,
-          name_of(value.dtype()), name_of(reference.dtype()));
-  require(value.device() == reference.device(), "{}: {} is on {}; it must be on {} like the other arguments", op,
-          argument, to_string(value.device()), to_string(reference.device()));
+inline void check_like(const char* op, const char* argument, const Variable& value,
+                       const Variable& reference) {
+  require(value.dtype() == reference.dtype(), "{}: {} is {}; it must be {} like the other arguments", op,
+          argument, name_of(value.dtype()), name_of(reference.dtype()));
+  require(value.device() == reference.device(), "{}: {} is on {}; it must be on {} like the other arguments",
+          op, argument, to_string(value.device()), to_string(reference.device()));
 }
 
 /// Product of all axes but the last: an operator on the last axis sees any shape as (rows, width).

@@ -18,7 +18,9 @@ double inner_product(const Tensor& a, const Tensor& b) {
   return sum;
 }
 
-bool is_varied(const Tensor& tensor) { return tensor.defined() && tensor.dtype() == DType::f64; }
+bool is_varied(const Tensor& tensor) {
+  return tensor.defined() && tensor.dtype() == DType::f64;
+}
 
 double weighted_output(const CheckedFunction& function, const std::vector<Tensor>& inputs,
                        const std::vector<Tensor>& cotangents) {
@@ -40,11 +42,13 @@ struct Gradients {
 Gradients analytic_gradients(const CheckedFunction& function, const std::vector<Tensor>& inputs) {
   Gradients result;
   std::vector<Variable> leaves;
-  for (const Tensor& input : inputs) leaves.push_back(is_varied(input) ? Variable::leaf(input) : Variable(input));
+  for (const Tensor& input : inputs)
+    leaves.push_back(is_varied(input) ? Variable::leaf(input) : Variable(input));
   Tape tape;
   const std::vector<Variable> outputs = function(leaves);
   for (size_t i = 0; i < outputs.size(); ++i) {
-    result.cotangents.push_back(outputs[i].defined() ? random_tensor(outputs[i].shape(), 1000 + i) : Tensor());
+    result.cotangents.push_back(outputs[i].defined() ? random_tensor(outputs[i].shape(), 1000 + i)
+                                                     : Tensor());
   }
   tape.backward(outputs, result.cotangents);
   for (size_t i = 0; i < inputs.size(); ++i) {
@@ -58,7 +62,8 @@ Gradients analytic_gradients(const CheckedFunction& function, const std::vector<
 /// input + factor * direction.
 Tensor moved(const Tensor& input, const Tensor& direction, double factor) {
   const Tensor result = input.clone();
-  for (int64_t i = 0; i < input.numel(); ++i) result.data<double>()[i] += factor * direction.data<double>()[i];
+  for (int64_t i = 0; i < input.numel(); ++i)
+    result.data<double>()[i] += factor * direction.data<double>()[i];
   return result;
 }
 
@@ -75,13 +80,16 @@ double difference_quotient(const CheckedFunction& function, const std::vector<Te
          (2 * step);
 }
 
-std::string complain(const std::string& what, double analytic, double numeric, double error, double tolerance) {
-  return fmt::format("{}: gradient gives {:.10g}, finite differences {:.10g}, error {:.3g} > {:.3g}", what, analytic,
-                     numeric, error, tolerance);
+std::string complain(const std::string& what, double analytic, double numeric, double error,
+                     double tolerance) {
+  return fmt::format("{}: gradient gives {:.10g}, finite differences {:.10g}, error {:.3g} > {:.3g}", what,
+                     analytic, numeric, error, tolerance);
 }
 
-std::string compare(const std::string& what, double analytic, double numeric, double scale, double tolerance) {
-  const double error = std::abs(analytic - numeric) / std::max({std::abs(analytic), std::abs(numeric), scale});
+std::string compare(const std::string& what, double analytic, double numeric, double scale,
+                    double tolerance) {
+  const double error =
+      std::abs(analytic - numeric) / std::max({std::abs(analytic), std::abs(numeric), scale});
   if (!(error <= tolerance)) return complain(what, analytic, numeric, error, tolerance);
   return "";
 }
@@ -95,7 +103,8 @@ Tensor random_tensor(const Shape& shape, uint64_t stream, double scale) {
   return result;
 }
 
-std::string check_gradient(const CheckedFunction& function, const std::vector<Tensor>& inputs, double tolerance) {
+std::string check_gradient(const CheckedFunction& function, const std::vector<Tensor>& inputs,
+                           double tolerance) {
   const Gradients gradients = analytic_gradients(function, inputs);
   std::vector<Tensor> all(inputs.size());
   double all_analytic = 0.0;
@@ -110,14 +119,16 @@ std::string check_gradient(const CheckedFunction& function, const std::vector<Te
     all_scale += norm;
     const double numeric = difference_quotient(function, inputs, one, gradients.cotangents);
     // A direction that is nearly orthogonal to the gradient must not be judged against its tiny product.
-    const std::string text = compare(fmt::format("input {}", i), analytic, numeric, std::max(norm, 1e-3), tolerance);
+    const std::string text =
+        compare(fmt::format("input {}", i), analytic, numeric, std::max(norm, 1e-3), tolerance);
     if (!text.empty()) return text;
   }
   const double numeric = difference_quotient(function, inputs, all, gradients.cotangents);
   return compare("all inputs together", all_analytic, numeric, std::max(all_scale, 1e-3), tolerance);
 }
 
-std::string check_jacobian(const CheckedFunction& function, const std::vector<Tensor>& inputs, double tolerance) {
+std::string check_jacobian(const CheckedFunction& function, const std::vector<Tensor>& inputs,
+                           double tolerance) {
   const Gradients gradients = analytic_gradients(function, inputs);
   for (size_t i = 0; i < inputs.size(); ++i) {
     if (!is_varied(inputs[i])) continue;

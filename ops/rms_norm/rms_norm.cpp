@@ -7,7 +7,8 @@
 namespace headwater {
 namespace {
 
-void check_arguments(const Variable& x, const Variable& weight, const Variable& gate, const RmsNormOptions& options) {
+void check_arguments(const Variable& x, const Variable& weight, const Variable& gate,
+                     const RmsNormOptions& options) {
   require(x.shape().n_axes() >= 1, "rms_norm: x is a scalar; it must be (..., d)");
   const int64_t d = x.dim(-1);
   check_shape("rms_norm", "weight", weight, {d}, "(d)");
@@ -27,12 +28,13 @@ void check_arguments(const Variable& x, const Variable& weight, const Variable& 
 //   grad_weight = sum over rows of g v r
 // v = x silu(gate):  grad_x = grad_v silu(gate),  grad_gate = grad_v x silu'(gate)
 // norm before gate:  g = grad_y silu(gate),  grad_x = grad_v,  grad_gate = grad_y v r weight silu'(gate)
-Variable rms_norm(const Variable& x, const Variable& weight, const Variable& gate, const RmsNormOptions& options) {
+Variable rms_norm(const Variable& x, const Variable& weight, const Variable& gate,
+                  const RmsNormOptions& options) {
   check_arguments(x, weight, gate, options);
   const Tensor inverse_rms = Tensor::empty({rows_of(x.shape()), options.n_groups}, x.dtype(), x.device());
   Variable y(empty_like(x.value()));
-  rms_norm_forward(x.device(), {x.value(), weight.value(), gate.value(), y.value(), inverse_rms, options.epsilon,
-                                options.norm_before_gate});
+  rms_norm_forward(x.device(), {x.value(), weight.value(), gate.value(), y.value(), inverse_rms,
+                                options.epsilon, options.norm_before_gate});
 
   if (Tape* tape = Tape::recording({x, weight, gate})) {
     tape->record({&y}, [x, weight, gate, inverse_rms, options](const std::vector<Tensor>& grad_outputs) {
@@ -41,8 +43,8 @@ Variable rms_norm(const Variable& x, const Variable& weight, const Variable& gat
       Gradient::Target grad_weight{};
       if (weight.requires_gradient()) grad_weight = weight.gradient().target(weight.value());
       rms_norm_backward(x.device(),
-                        {x.value(), weight.value(), gate.value(), inverse_rms, grad_outputs[0], grad_x, grad_gate,
-                         grad_weight.tensor, grad_weight.accumulate, options.norm_before_gate});
+                        {x.value(), weight.value(), gate.value(), inverse_rms, grad_outputs[0], grad_x,
+                         grad_gate, grad_weight.tensor, grad_weight.accumulate, options.norm_before_gate});
       x.add_gradient(grad_x);
       gate.add_gradient(grad_gate);
     });

@@ -6,8 +6,8 @@
 #include "ops/check.h"
 #include "ops/rms_norm/rms_norm_kernels.h"
 
-// One row is in a core's first-level cache while it is worked on, so several short loops over it cost little more
-// than one long one, and each of them vectorises.
+// One row is in a core's first-level cache while it is worked on, so several short loops over it cost little
+// more than one long one, and each of them vectorises.
 
 namespace headwater {
 namespace {
