@@ -24,6 +24,14 @@ inline void check_like(const char* op, const char* argument, const Variable& val
           op, argument, to_string(value.device()), to_string(reference.device()));
 }
 
+/// `resets` is absent or i32 (batch, length) with a 1 where a document starts, else 0.
+void check_resets(const char* op, const Tensor& resets, int64_t batch, int64_t length);
+
+/// Where a kernel puts the gradient of `variable`; an undefined tensor if none is wanted.
+inline Gradient::Target gradient_target(const Variable& variable) {
+  return variable.requires_gradient() ? variable.gradient().target(variable.value()) : Gradient::Target{};
+}
+
 /// Product of all axes but the last: an operator on the last axis sees any shape as (rows, width).
 inline int64_t rows_of(const Shape& shape) {
   int64_t rows = 1;

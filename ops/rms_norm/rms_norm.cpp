@@ -40,8 +40,7 @@ Variable rms_norm(const Variable& x, const Variable& weight, const Variable& gat
     tape->record({&y}, [x, weight, gate, inverse_rms, options](const std::vector<Tensor>& grad_outputs) {
       const Tensor grad_x = empty_like(x.value());
       const Tensor grad_gate = gate.defined() ? empty_like(x.value()) : Tensor();
-      Gradient::Target grad_weight{};
-      if (weight.requires_gradient()) grad_weight = weight.gradient().target(weight.value());
+      const Gradient::Target grad_weight = gradient_target(weight);
       rms_norm_backward(x.device(),
                         {x.value(), weight.value(), gate.value(), inverse_rms, grad_outputs[0], grad_x,
                          grad_gate, grad_weight.tensor, grad_weight.accumulate, options.norm_before_gate});
