@@ -3,6 +3,7 @@
 #include <dnnl.h>
 
 #include "core/error.h"
+#include "core/matrix_block.h"
 #include "core/parallel.h"
 #include "core/profile.h"
 
@@ -14,23 +15,6 @@ namespace {
 constexpr int64_t few_rows = 4;
 constexpr int64_t multiplications_per_thread = 1 << 16;
 
-/// The sum of a[i] * b[i], in a fixed order that the compiler can keep in vector registers.
-template <class T>
-T dot(const T* a, const T* b, int64_t n) {
-  constexpr int lanes = 64;
-  T partial[lanes] = {};
-  int64_t i = 0;
-  for (; i + lanes <= n; i += lanes) {
-    for (int lane = 0; lane < lanes; ++lane) partial[lane] += a[i + lane] * b[i + lane];
-  }
-  T sum = 0;
-  for (; i < n; ++i) sum += a[i] * b[i];
-  for (int width = lanes / 2; width > 0; width /= 2) {
-    for (int lane = 0; lane < width; ++lane) partial[lane] += partial[lane + width];
-  }
-  return sum + partial[0];
-}
-
 /// C = alpha * A B^T + beta * C for few rows of A: threads share the columns of C.
 template <class T>
 void multiply_few_rows(int64_t m, int64_t n, int64_t n_inner, T alpha, const T* a, int64_t lda, const T* b,
@@ -40,7 +24,7 @@ void multiply_few_rows(int64_t m, int64_t n, int64_t n_inner, T alpha, const T* 
     for (int64_t column = begin; column < end; ++column) {
       for (int64_t row = 0; row < m; ++row) {
         T& target = c[row * ldc + column];
-        const T product = alpha * dot(a + row * lda, b + column * ldb, n_inner);
+        const T product = alpha * dot_product(a + row * lda, b + column * ldb, n_inner);
         target = beta == T{0} ? product : product + beta * target;
       }
     }

@@ -1,6 +1,7 @@
 #include <cmath>
 #include <vector>
 
+#include "core/matrix_block.h"
 #include "core/parallel.h"
 #include "core/simd_math.h"
 #include "ops/check.h"
@@ -13,23 +14,6 @@ namespace headwater {
 namespace {
 
 constexpr int64_t rows_per_task = 16;
-
-/// The sum of a[j] * b[j] in a fixed order: 16 running sums, then pairwise.
-template <class T>
-T sum_of_products(const T* a, const T* b, int64_t n) {
-  constexpr int lanes = 16;
-  T partial[lanes] = {};
-  int64_t j = 0;
-  for (; j + lanes <= n; j += lanes) {
-    for (int lane = 0; lane < lanes; ++lane) partial[lane] += a[j + lane] * b[j + lane];
-  }
-  T sum = 0;
-  for (; j < n; ++j) sum += a[j] * b[j];
-  for (int width = lanes / 2; width > 0; width /= 2) {
-    for (int lane = 0; lane < width; ++lane) partial[lane] += partial[lane + width];
-  }
-  return sum + partial[0];
-}
 
 /// v = x, or x * silu(gate) when the gate comes first.
 template <class T>
@@ -55,7 +39,7 @@ void forward(const RmsNormForwardArgs& args) {
       gated_row(args.x.data<T>() + row * d, gate, args.norm_before_gate, d, v.data());
       for (int64_t group = 0; group < n_groups; ++group) {
         const int64_t first = group * group_size;
-        const T mean_square = sum_of_products(&v[first], &v[first], group_size) / static_cast<T>(group_size);
+        const T mean_square = dot_product(&v[first], &v[first], group_size) / static_cast<T>(group_size);
         const T inverse_rms = T{1} / std::sqrt(mean_square + static_cast<T>(args.epsilon));
         args.inverse_rms.data<T>()[row * n_groups + group] = inverse_rms;
         for (int64_t j = first; j < first + group_size; ++j) y[j] = v[j] * inverse_rms * weight[j];
@@ -90,7 +74,7 @@ void backward_row(const RmsNormBackwardArgs& args, int64_t row, T* v, T* g_weigh
       grad_weight[j] += g * v[j] * r;
       g_weight[j] = g * weight[j];
     }
-    const T mean = sum_of_products(g_weight + first, v + first, group_size) / static_cast<T>(group_size);
+    const T mean = dot_product(g_weight + first, v + first, group_size) / static_cast<T>(group_size);
     for (int64_t j = first; j < first + group_size; ++j) grad_x[j] = r * (g_weight[j] - v[j] * r * r * mean);
     if (gate_last) {
       for (int64_t j = first; j < first + group_size; ++j) {

@@ -2,6 +2,7 @@
 
 #include "tests/catch.h"
 #include "tests/gradient_check.h"
+#include "tests/sequences.h"
 
 using namespace headwater;
 
@@ -29,17 +30,6 @@ CheckedFunction with(const Tensor& resets, const CausalConv1dOptions& options) {
     const CausalConv1dOutput out = causal_conv1d(in[0], in[1], in[2], in[3], resets, options);
     return std::vector<Variable>{out.y, out.final_state};
   };
-}
-
-/// Steps [begin, end) of a (batch, length, ...) tensor.
-Tensor steps(const Tensor& x, int64_t begin, int64_t end) {
-  const int64_t width = x.numel() / (x.dim(0) * x.dim(1));
-  const Tensor result = Tensor::empty({x.dim(0), end - begin, width}, x.dtype());
-  for (int64_t b = 0; b < x.dim(0); ++b) {
-    result.view(b * (end - begin) * width, {(end - begin) * width})
-        .copy_from(x.view((b * x.dim(1) + begin) * width, {(end - begin) * width}));
-  }
-  return result;
 }
 
 }  // namespace
@@ -72,10 +62,10 @@ TEST_CASE("causal_conv1d: a sequence in two pieces equals the whole") {
   const Variable weight(in[1]), bias(in[2]);
   const CausalConv1dOutput whole = causal_conv1d(Variable(in[0]), weight, bias, Variable(in[3]));
   for (const int64_t cut : {1, 2, 3, 4, 22}) {
-    const auto first = causal_conv1d(Variable(steps(in[0], 0, cut)), weight, bias, Variable(in[3]));
-    const auto second = causal_conv1d(Variable(steps(in[0], cut, 23)), weight, bias, first.final_state);
-    CHECK(relative_error(first.y.value(), steps(whole.y.value(), 0, cut)) < 1e-15);
-    CHECK(relative_error(second.y.value(), steps(whole.y.value(), cut, 23)) < 1e-15);
+    const auto first = causal_conv1d(Variable(steps_of(in[0], 0, cut)), weight, bias, Variable(in[3]));
+    const auto second = causal_conv1d(Variable(steps_of(in[0], cut, 23)), weight, bias, first.final_state);
+    CHECK(relative_error(first.y.value(), steps_of(whole.y.value(), 0, cut)) < 1e-15);
+    CHECK(relative_error(second.y.value(), steps_of(whole.y.value(), cut, 23)) < 1e-15);
     CHECK(relative_error(second.final_state.value(), whole.final_state.value()) == 0.0);
   }
 }
@@ -86,8 +76,8 @@ TEST_CASE("causal_conv1d: a packed row equals its documents one by one") {
   const Variable weight(in[1]), bias(in[2]);
   const auto packed = causal_conv1d(Variable(in[0]), weight, bias, {}, resets);
   for (const auto& [begin, end] : {std::pair<int64_t, int64_t>{0, 2}, {2, 3}, {3, 9}}) {
-    const auto alone = causal_conv1d(Variable(steps(in[0], begin, end)), weight, bias);
-    CHECK(relative_error(alone.y.value(), steps(packed.y.value(), begin, end)) < 1e-15);
+    const auto alone = causal_conv1d(Variable(steps_of(in[0], begin, end)), weight, bias);
+    CHECK(relative_error(alone.y.value(), steps_of(packed.y.value(), begin, end)) < 1e-15);
     if (end == 9) CHECK(relative_error(alone.final_state.value(), packed.final_state.value()) == 0.0);
   }
 }
