@@ -1,0 +1,110 @@
+#include "ops/elementwise/elementwise.h"
+
+#include "autograd/tape.h"
+#include "ops/check.h"
+#include "ops/elementwise/elementwise_kernels.h"
+
+// All gradient rules on this page; g is the gradient of y:
+//   add         grad_a = g             grad_b = g
+//   mul         grad_a = g b           grad_b = g a
+//   scale       grad_x = factor g
+//   silu        grad_x = g s (1 + x (1 - s)),   s = sigmoid(x)
+//   softplus    grad_x = g s
+//   silu_mul    grad_gate = g up s (1 + gate (1 - s)),   grad_up = g gate s,   s = sigmoid(gate)
+
+namespace headwater {
+namespace {
+
+void check_pair(const char* op, const char* first, const Variable& a, const char* second, const Variable& b) {
+  check_shape(op, second, b, a.shape(), fmt::format("the shape of {}", first).c_str());
+  check_like(op, second, b, a);
+}
+
+/// The wiring of silu and softplus, whose gradients need x alone.
+Variable unary(const Variable& x, const Kernel<ElementwiseUnaryArgs>& forward,
+               const Kernel<ElementwiseUnaryBackwardArgs>& backward) {
+  Variable y(empty_like(x.value()));
+  forward(x.device(), {x.value(), y.value()});
+  if (Tape* tape = Tape::recording({x})) {
+    tape->record({&y}, [x, &backward](const std::vector<Tensor>& grad_outputs) {
+      const Tensor grad_x = empty_like(x.value());
+      backward(x.device(), {x.value(), grad_outputs[0], grad_x});
+      x.add_gradient(grad_x);
+    });
+  }
+  return y;
+}
+
+}  // namespace
+
+Variable add(const Variable& a, const Variable& b) {
+  check_pair("add", "a", a, "b", b);
+  Variable y(empty_like(a.value()));
+  elementwise_add(a.device(), {a.value(), b.value(), y.value()});
+  if (Tape* tape = Tape::recording({a, b})) {
+    tape->record({&y}, [a, b](const std::vector<Tensor>& grad_outputs) {
+      // Both get the same handle; a Gradient copies before it writes to memory that is not its own.
+      a.add_gradient(grad_outputs[0]);
+      b.add_gradient(grad_outputs[0]);
+    });
+  }
+  return y;
+}
+
+Variable mul(const Variable& a, const Variable& b) {
+  check_pair("mul", "a", a, "b", b);
+  Variable y(empty_like(a.value()));
+  elementwise_mul(a.device(), {a.value(), b.value(), y.value()});
+  if (Tape* tape = Tape::recording({a, b})) {
+    tape->record({&y}, [a, b](const std::vector<Tensor>& grad_outputs) {
+      const auto add_product = [&](const Variable& target, const Variable& other) {
+        if (!target.requires_gradient()) return;
+        const Tensor gradient = empty_like(target.value());
+        elementwise_mul(target.device(), {grad_outputs[0], other.value(), gradient});
+        target.add_gradient(gradient);
+      };
+      add_product(a, b);
+      add_product(b, a);
+    });
+  }
+  return y;
+}
+
+Variable scale(const Variable& x, double factor) {
+  Variable y(empty_like(x.value()));
+  elementwise_scale(x.device(), {x.value(), y.value(), factor});
+  if (Tape* tape = Tape::recording({x})) {
+    tape->record({&y}, [x, factor](const std::vector<Tensor>& grad_outputs) {
+      const Tensor grad_x = empty_like(x.value());
+      elementwise_scale(x.device(), {grad_outputs[0], grad_x, factor});
+      x.add_gradient(grad_x);
+    });
+  }
+  return y;
+}
+
+Variable silu(const Variable& x) {
+  return unary(x, silu_forward, silu_backward);
+}
+
+Variable softplus(const Variable& x) {
+  return unary(x, softplus_forward, softplus_backward);
+}
+
+Variable silu_mul(const Variable& gate, const Variable& up) {
+  check_pair("silu_mul", "gate", gate, "up", up);
+  Variable y(empty_like(gate.value()));
+  silu_mul_forward(gate.device(), {gate.value(), up.value(), y.value()});
+  if (Tape* tape = Tape::recording({gate, up})) {
+    tape->record({&y}, [gate, up](const std::vector<Tensor>& grad_outputs) {
+      const Tensor grad_gate = empty_like(gate.value());
+      const Tensor grad_up = empty_like(up.value());
+      silu_mul_backward(gate.device(), {gate.value(), up.value(), grad_outputs[0], grad_gate, grad_up});
+      gate.add_gradient(grad_gate);
+      up.add_gradient(grad_up);
+    });
+  }
+  return y;
+}
+
+}  // namespace headwater

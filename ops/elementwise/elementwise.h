@@ -1,0 +1,30 @@
+// The small operators that work element by element.
+#pragma once
+
+#include "autograd/variable.h"
+
+namespace headwater {
+
+/// Element by element, with the logistic function sigmoid(v) = 1 / (1 + e^-v):
+///
+///   add(a, b)           y = a + b
+///   mul(a, b)           y = a b
+///   scale(x, factor)    y = factor x
+///   silu(x)             y = x sigmoid(x)
+///   softplus(x)         y = log(1 + e^x), which never overflows
+///   silu_mul(gate, up)  y = silu(gate) up, the SwiGLU product
+///
+/// Source   SiLU: Elfwing et al. 2017, arXiv:1702.03118; SwiGLU: Shazeer 2020, arXiv:2002.05202.
+/// Shapes   any; two arguments must have the same one: nothing is broadcast.
+/// Dtypes   f32, f64.
+/// Grads    to every tensor argument. Keeps the arguments alive and saves nothing else; add keeps nothing.
+/// Repeat   same inputs, same bits, whatever the number of threads.
+/// Throws   an input error for a wrong shape or dtype; the text names the argument.
+Variable add(const Variable& a, const Variable& b);
+Variable mul(const Variable& a, const Variable& b);
+Variable scale(const Variable& x, double factor);
+Variable silu(const Variable& x);
+Variable softplus(const Variable& x);
+Variable silu_mul(const Variable& gate, const Variable& up);
+
+}  // namespace headwater

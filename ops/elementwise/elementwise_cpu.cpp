@@ -1,0 +1,104 @@
+#include "core/parallel.h"
+#include "core/simd_math.h"
+#include "ops/elementwise/elementwise_kernels.h"
+
+namespace headwater {
+namespace {
+
+constexpr int64_t elements_per_task = 16384;
+
+/// Calls body(i) for every element, threads sharing the range; `body` is inlined into one plain loop.
+template <class Body>
+void for_each_element(int64_t n, const Body& body) {
+  parallel_for(n, elements_per_task, [=](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) body(i);
+  });
+}
+
+/// y[i] = function(x[i]).
+template <class Function>
+void map_unary(const char* op, const ElementwiseUnaryArgs& args, const Function& function) {
+  dispatch_real(args.x.dtype(), op, [&](auto element) {
+    using T = decltype(element);
+    const T* x = args.x.data<T>();
+    T* y = args.y.data<T>();
+    for_each_element(args.x.numel(), [=](int64_t i) { y[i] = function(x[i]); });
+  });
+}
+
+/// grad_x[i] = grad_y[i] derivative(x[i]).
+template <class Function>
+void map_gradient(const char* op, const ElementwiseUnaryBackwardArgs& args, const Function& derivative) {
+  dispatch_real(args.x.dtype(), op, [&](auto element) {
+    using T = decltype(element);
+    const T* x = args.x.data<T>();
+    const T* grad_y = args.grad_y.data<T>();
+    T* grad_x = args.grad_x.data<T>();
+    for_each_element(args.x.numel(), [=](int64_t i) { grad_x[i] = grad_y[i] * derivative(x[i]); });
+  });
+}
+
+/// y[i] = function(a[i], b[i]).
+template <class Function>
+void map_binary(const char* op, const ElementwiseBinaryArgs& args, const Function& function) {
+  dispatch_real(args.a.dtype(), op, [&](auto element) {
+    using T = decltype(element);
+    const T* a = args.a.data<T>();
+    const T* b = args.b.data<T>();
+    T* y = args.y.data<T>();
+    for_each_element(args.a.numel(), [=](int64_t i) { y[i] = function(a[i], b[i]); });
+  });
+}
+
+}  // namespace
+
+void elementwise_add_cpu(const ElementwiseBinaryArgs& args) {
+  map_binary("add", args, [](auto a, auto b) { return a + b; });
+}
+
+void elementwise_mul_cpu(const ElementwiseBinaryArgs& args) {
+  map_binary("mul", args, [](auto a, auto b) { return a * b; });
+}
+
+void elementwise_scale_cpu(const ElementwiseScaleArgs& args) {
+  map_unary("scale", {args.x, args.y},
+            [factor = args.factor](auto x) { return static_cast<decltype(x)>(factor) * x; });
+}
+
+void silu_forward_cpu(const ElementwiseUnaryArgs& args) {
+  map_unary("silu", args, [](auto x) { return silu(x); });
+}
+
+void silu_backward_cpu(const ElementwiseUnaryBackwardArgs& args) {
+  map_gradient("silu", args, [](auto x) { return silu_derivative(x); });
+}
+
+void softplus_forward_cpu(const ElementwiseUnaryArgs& args) {
+  map_unary("softplus", args, [](auto x) { return softplus(x); });
+}
+
+void softplus_backward_cpu(const ElementwiseUnaryBackwardArgs& args) {
+  map_gradient("softplus", args, [](auto x) { return sigmoid(x); });
+}
+
+void silu_mul_forward_cpu(const ElementwiseBinaryArgs& args) {
+  map_binary("silu_mul", args, [](auto gate, auto up) { return silu(gate) * up; });
+}
+
+void silu_mul_backward_cpu(const SiluMulBackwardArgs& args) {
+  dispatch_real(args.gate.dtype(), "silu_mul", [&](auto element) {
+    using T = decltype(element);
+    const T* gate = args.gate.data<T>();
+    const T* up = args.up.data<T>();
+    const T* grad_y = args.grad_y.data<T>();
+    T* grad_gate = args.grad_gate.data<T>();
+    T* grad_up = args.grad_up.data<T>();
+    for_each_element(args.gate.numel(), [=](int64_t i) {
+      const T s = sigmoid(gate[i]);
+      grad_gate[i] = grad_y[i] * up[i] * s * (T{1} + gate[i] * (T{1} - s));
+      grad_up[i] = grad_y[i] * gate[i] * s;
+    });
+  });
+}
+
+}  // namespace headwater

@@ -1,0 +1,58 @@
+// Private to the operators: what their kernels take, the same on every device.
+#pragma once
+
+#include "core/kernel.h"
+#include "core/tensor.h"
+
+namespace headwater {
+
+struct ElementwiseUnaryArgs {
+  Tensor x;
+  Tensor y;  // written
+};
+
+struct ElementwiseUnaryBackwardArgs {
+  Tensor x;
+  Tensor grad_y;
+  Tensor grad_x;  // written
+};
+
+struct ElementwiseBinaryArgs {
+  Tensor a, b;
+  Tensor y;  // written
+};
+
+struct ElementwiseScaleArgs {
+  Tensor x;
+  Tensor y;  // written
+  double factor;
+};
+
+struct SiluMulBackwardArgs {
+  Tensor gate, up;
+  Tensor grad_y;
+  Tensor grad_gate, grad_up;  // written
+};
+
+void elementwise_add_cpu(const ElementwiseBinaryArgs& args);
+void elementwise_mul_cpu(const ElementwiseBinaryArgs& args);
+void elementwise_scale_cpu(const ElementwiseScaleArgs& args);
+void silu_forward_cpu(const ElementwiseUnaryArgs& args);
+void silu_backward_cpu(const ElementwiseUnaryBackwardArgs& args);
+void softplus_forward_cpu(const ElementwiseUnaryArgs& args);
+void softplus_backward_cpu(const ElementwiseUnaryBackwardArgs& args);
+void silu_mul_forward_cpu(const ElementwiseBinaryArgs& args);
+void silu_mul_backward_cpu(const SiluMulBackwardArgs& args);
+
+inline constexpr Kernel<ElementwiseBinaryArgs> elementwise_add{"elementwise_add", elementwise_add_cpu};
+inline constexpr Kernel<ElementwiseBinaryArgs> elementwise_mul{"elementwise_mul", elementwise_mul_cpu};
+inline constexpr Kernel<ElementwiseScaleArgs> elementwise_scale{"elementwise_scale", elementwise_scale_cpu};
+inline constexpr Kernel<ElementwiseUnaryArgs> silu_forward{"silu_forward", silu_forward_cpu};
+inline constexpr Kernel<ElementwiseUnaryBackwardArgs> silu_backward{"silu_backward", silu_backward_cpu};
+inline constexpr Kernel<ElementwiseUnaryArgs> softplus_forward{"softplus_forward", softplus_forward_cpu};
+inline constexpr Kernel<ElementwiseUnaryBackwardArgs> softplus_backward{"softplus_backward",
+                                                                        softplus_backward_cpu};
+inline constexpr Kernel<ElementwiseBinaryArgs> silu_mul_forward{"silu_mul_forward", silu_mul_forward_cpu};
+inline constexpr Kernel<SiluMulBackwardArgs> silu_mul_backward{"silu_mul_backward", silu_mul_backward_cpu};
+
+}  // namespace headwater

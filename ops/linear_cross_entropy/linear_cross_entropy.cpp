@@ -1,0 +1,88 @@
+#include "ops/linear_cross_entropy/linear_cross_entropy.h"
+
+#include <algorithm>
+
+#include "autograd/tape.h"
+#include "ops/check.h"
+#include "ops/linear_cross_entropy/linear_cross_entropy_kernels.h"
+
+namespace headwater {
+namespace {
+
+void check_arguments(const Variable& hidden, const Variable& weight, const Tensor& targets,
+                     const LinearCrossEntropyOptions& options) {
+  const char* op = "linear_cross_entropy";
+  require(hidden.shape().n_axes() >= 1, "{}: hidden is a scalar; it must be (..., d_model)", op);
+  const int64_t d_model = hidden.dim(-1);
+  require(weight.shape().n_axes() == 2 && weight.dim(1) == d_model,
+          "{}: weight has shape {}; it must be (vocab_size, d_model) with d_model = {}, as in hidden", op,
+          weight.shape().str(), d_model);
+  check_like(op, "weight", weight, hidden);
+  const int64_t rows = rows_of(hidden.shape());
+  require(targets.dtype() == DType::i32, "{}: targets are {}; they must be i32", op,
+          name_of(targets.dtype()));
+  require(targets.device() == hidden.device(),
+          "{}: targets are on {}; they must be on {} like the other arguments", op,
+          to_string(targets.device()), to_string(hidden.device()));
+  require(targets.numel() == rows, "{}: targets have shape {}; hidden has {} rows, and each needs one target",
+          op, targets.shape().str(), rows);
+  require(options.row_block >= 0, "{}: row_block is {}; it must be >= 0", op, options.row_block);
+  require(options.divisor >= 0, "{}: divisor is {}; it must be >= 0", op, options.divisor);
+}
+
+/// The number of targets that count. Throws for one outside the vocabulary.
+int64_t count_targets(const Tensor& targets, int64_t vocab_size) {
+  const int32_t* target = targets.data<int32_t>();
+  int64_t n_targets = 0;
+  for (int64_t row = 0; row < targets.numel(); ++row) {
+    if (target[row] == ignored_target) continue;
+    require(target[row] >= 0 && target[row] < vocab_size,
+            "linear_cross_entropy: the target of row {} is {}; it must be 0 to {}, or {} for a row that does "
+            "not count",
+            row, target[row], vocab_size - 1, ignored_target);
+    ++n_targets;
+  }
+  return n_targets;
+}
+
+}  // namespace
+
+// With p = softmax(logits) and one = 1 at the target, for each row that counts:
+//   grad_logits[r, v] = (p[r, v] - one[r, v]) / divisor
+//   grad_hidden       = grad_logits weight
+//   grad_weight       = grad_logits^T hidden
+// These are linear in the gradient of the loss, a scalar: the forward computes them for 1, the backward
+// scales.
+LinearCrossEntropyOutput linear_cross_entropy(const Variable& hidden, const Variable& weight,
+                                              const Tensor& targets,
+                                              const LinearCrossEntropyOptions& options) {
+  check_arguments(hidden, weight, targets, options);
+  const DType dtype = hidden.dtype();
+  const Device device = hidden.device();
+  LinearCrossEntropyOutput output;
+  output.n_targets = count_targets(targets, weight.dim(0));
+  output.loss = Variable(Tensor::empty({}, dtype, device));
+  output.row_losses = Tensor::empty({targets.numel()}, dtype, device);
+  output.row_correct = Tensor::empty({targets.numel()}, DType::u8, device);
+  Tape* tape = Tape::recording({hidden, weight});
+  const bool want_grad_hidden = tape != nullptr && hidden.requires_gradient();
+  const bool want_grad_weight = tape != nullptr && weight.requires_gradient();
+  const Tensor grad_hidden = want_grad_hidden ? empty_like(hidden.value()) : Tensor();
+  const Tensor grad_weight = want_grad_weight ? empty_like(weight.value()) : Tensor();
+  const int64_t divisor = options.divisor > 0 ? options.divisor : std::max<int64_t>(1, output.n_targets);
+  linear_cross_entropy_forward(
+      device, {hidden.value(), weight.value(), targets, output.loss.value(), output.row_losses,
+               output.row_correct, grad_hidden, grad_weight, options.row_block, divisor});
+
+  if (tape != nullptr) {
+    tape->record(
+        {&output.loss}, [hidden, weight, grad_hidden, grad_weight](const std::vector<Tensor>& grad_outputs) {
+          linear_cross_entropy_backward(hidden.device(), {grad_outputs[0], grad_hidden, grad_weight});
+          hidden.add_gradient(grad_hidden);
+          weight.add_gradient(grad_weight);
+        });
+  }
+  return output;
+}
+
+}  // namespace headwater

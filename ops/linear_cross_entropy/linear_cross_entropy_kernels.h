@@ -1,0 +1,35 @@
+// Private to the operator: what its kernels take, the same on every device.
+#pragma once
+
+#include "core/kernel.h"
+#include "core/tensor.h"
+
+namespace headwater {
+
+struct LinearCrossEntropyForwardArgs {
+  Tensor hidden;       // (..., d_model), seen as (rows, d_model)
+  Tensor weight;       // (vocab_size, d_model)
+  Tensor targets;      // (rows), each below vocab_size or ignored_target
+  Tensor loss;         // (), written
+  Tensor row_losses;   // (rows), written
+  Tensor row_correct;  // (rows), u8, written
+  Tensor grad_hidden;  // (rows, d_model), d loss / d hidden, written; undefined if not wanted
+  Tensor grad_weight;  // (vocab_size, d_model), d loss / d weight, written; undefined if not wanted
+  int64_t row_block;   // 0: automatic
+  int64_t divisor;     // >= 1
+};
+
+struct LinearCrossEntropyBackwardArgs {
+  Tensor grad_loss;                 // ()
+  Tensor grad_hidden, grad_weight;  // multiplied by grad_loss; undefined if not wanted
+};
+
+void linear_cross_entropy_forward_cpu(const LinearCrossEntropyForwardArgs& args);
+void linear_cross_entropy_backward_cpu(const LinearCrossEntropyBackwardArgs& args);
+
+inline constexpr Kernel<LinearCrossEntropyForwardArgs> linear_cross_entropy_forward{
+    "linear_cross_entropy_forward", linear_cross_entropy_forward_cpu};
+inline constexpr Kernel<LinearCrossEntropyBackwardArgs> linear_cross_entropy_backward{
+    "linear_cross_entropy_backward", linear_cross_entropy_backward_cpu};
+
+}  // namespace headwater
