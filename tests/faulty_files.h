@@ -1,0 +1,75 @@
+// A file system with faults, and a folder for a test's files.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "core/files.h"
+
+namespace headwater {
+
+/// A fresh empty folder that goes with the object.
+class TemporaryFolder {
+ public:
+  TemporaryFolder();
+  ~TemporaryFolder();
+  TemporaryFolder(const TemporaryFolder&) = delete;
+  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
+  const Path& path() const { return path_; }
+
+ private:
+  Path path_;
+};
+
+/// Thrown in place of the process's death: nothing that runs afterwards reaches the disk.
+struct SimulatedStop {};
+
+/// What goes wrong. Calls that can change or read the disk are counted from 1; close and unmap are not
+/// counted, since a failure to close after a sync loses nothing.
+struct Faults {
+  int failing_call = 0;  ///< this call fails with error_number; 0: none
+  int error_number = 0;
+  size_t longest_write = SIZE_MAX;  ///< more is written only in part, as write() may
+  int stopping_call = 0;            ///< instead of this call the process stops; 0: never
+  int64_t stopping_byte = -1;       ///< the process stops once so many bytes were written; -1: never
+  bool exits = false;               ///< stop by _exit, as kill -9 does, instead of throwing SimulatedStop
+};
+
+/// Passes every call to the real file system until a fault is due. Does not sync to disk: tests are fast.
+class FaultyFileSystem : public FileSystem {
+ public:
+  explicit FaultyFileSystem(const Faults& faults = {}) : faults_(faults) {}
+
+  bool has_failed() const { return has_failed_; }
+  bool has_stopped() const { return has_stopped_; }
+
+  int open(const Path& path, int flags, mode_t mode) override;
+  ssize_t read(int file, void* bytes, size_t size) override;
+  ssize_t write(int file, const void* bytes, size_t size) override;
+  int truncate(int file, uint64_t size) override;
+  int fsync(int file) override;
+  int status_of(int file, struct ::stat& status) override;
+  void* map(int file, size_t size) override;
+  int lock(int file) override;
+  int status(const Path& path, struct ::stat& status, bool follow_links) override;
+  int rename(const Path& from, const Path& to) override;
+  int exchange(const Path& first, const Path& second) override;
+  int unlink(const Path& path) override;
+  int make_directory(const Path& path) override;
+  int remove_directory(const Path& path) override;
+  int list(const Path& path, std::vector<std::string>& names) override;
+
+ private:
+  /// True if the call that is about to be made fails; errno is set.
+  bool fails();
+  void stop();
+
+  Faults faults_;
+  int n_calls_ = 0;
+  int64_t n_bytes_ = 0;
+  bool has_failed_ = false;
+  bool has_stopped_ = false;
+};
+
+}  // namespace headwater
