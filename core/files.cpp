@@ -305,12 +305,16 @@ std::string read_text_file(const Path& path, uint64_t max_bytes) {
 }
 
 void write_file_atomically(const Path& path, std::string_view bytes) {
+  write_file_atomically(path, [&](OutputFile& file) { file.write(bytes); });
+}
+
+void write_file_atomically(const Path& path, const std::function<void(OutputFile&)>& write) {
   const Path folder = folder_of(path);
   Path temporary = next_temporary_path(folder);
   while (path_exists(temporary)) temporary = next_temporary_path(folder);
   try {
     OutputFile file(temporary, OutputFile::Mode::exclusive);
-    file.write(bytes);
+    write(file);
     file.sync();
     file.close();
     rename_path(temporary, path);

@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -136,6 +137,8 @@ std::string read_text_file(const Path& path, uint64_t max_bytes);
 /// Writes a temporary file in the same folder, syncs it, renames it to `path` and syncs the folder: after a
 /// crash at any point `path` holds the old bytes or the new ones. On failure the temporary file is removed.
 void write_file_atomically(const Path& path, std::string_view bytes);
+/// The same for a file that `write` puts out piece by piece.
+void write_file_atomically(const Path& path, const std::function<void(OutputFile&)>& write);
 
 bool path_exists(const Path& path);
 bool directory_exists(const Path& path);
