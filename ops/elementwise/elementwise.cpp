@@ -10,6 +10,7 @@
 //   scale       grad_x = factor g
 //   silu        grad_x = g s (1 + x (1 - s)),   s = sigmoid(x)
 //   softplus    grad_x = g s
+//   negative_exp  grad_x = -g e^x
 //   silu_mul    grad_gate = g up s (1 + gate (1 - s)),   grad_up = g gate s,   s = sigmoid(gate)
 
 namespace headwater {
@@ -20,7 +21,7 @@ void check_pair(const char* op, const char* first, const Variable& a, const char
   check_like(op, second, b, a);
 }
 
-/// The wiring of silu and softplus, whose gradients need x alone.
+/// The wiring of the functions of one variable, whose gradients need x alone.
 Variable unary(const Variable& x, const Kernel<ElementwiseUnaryArgs>& forward,
                const Kernel<ElementwiseUnaryBackwardArgs>& backward) {
   Variable y(empty_like(x.value()));
@@ -89,6 +90,10 @@ Variable silu(const Variable& x) {
 
 Variable softplus(const Variable& x) {
   return unary(x, softplus_forward, softplus_backward);
+}
+
+Variable negative_exp(const Variable& x) {
+  return unary(x, negative_exp_forward, negative_exp_backward);
 }
 
 Variable silu_mul(const Variable& gate, const Variable& up) {

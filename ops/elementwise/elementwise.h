@@ -12,6 +12,7 @@ namespace headwater {
 ///   scale(x, factor)    y = factor x
 ///   silu(x)             y = x sigmoid(x)
 ///   softplus(x)         y = log(1 + e^x), which never overflows
+///   negative_exp(x)     y = -e^x, the rate A of a decaying state from A_log
 ///   silu_mul(gate, up)  y = silu(gate) up, the SwiGLU product
 ///
 /// Source   SiLU: Elfwing et al. 2017, arXiv:1702.03118; SwiGLU: Shazeer 2020, arXiv:2002.05202.
@@ -25,6 +26,7 @@ Variable mul(const Variable& a, const Variable& b);
 Variable scale(const Variable& x, double factor);
 Variable silu(const Variable& x);
 Variable softplus(const Variable& x);
+Variable negative_exp(const Variable& x);
 Variable silu_mul(const Variable& gate, const Variable& up);
 
 }  // namespace headwater

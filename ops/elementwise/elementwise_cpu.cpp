@@ -81,6 +81,14 @@ void softplus_backward_cpu(const ElementwiseUnaryBackwardArgs& args) {
   map_gradient("softplus", args, [](auto x) { return sigmoid(x); });
 }
 
+void negative_exp_forward_cpu(const ElementwiseUnaryArgs& args) {
+  map_unary("negative_exp", args, [](auto x) { return -exp_vectorisable(x); });
+}
+
+void negative_exp_backward_cpu(const ElementwiseUnaryBackwardArgs& args) {
+  map_gradient("negative_exp", args, [](auto x) { return -exp_vectorisable(x); });
+}
+
 void silu_mul_forward_cpu(const ElementwiseBinaryArgs& args) {
   map_binary("silu_mul", args, [](auto gate, auto up) { return silu(gate) * up; });
 }

@@ -41,6 +41,8 @@ void silu_forward_cpu(const ElementwiseUnaryArgs& args);
 void silu_backward_cpu(const ElementwiseUnaryBackwardArgs& args);
 void softplus_forward_cpu(const ElementwiseUnaryArgs& args);
 void softplus_backward_cpu(const ElementwiseUnaryBackwardArgs& args);
+void negative_exp_forward_cpu(const ElementwiseUnaryArgs& args);
+void negative_exp_backward_cpu(const ElementwiseUnaryBackwardArgs& args);
 void silu_mul_forward_cpu(const ElementwiseBinaryArgs& args);
 void silu_mul_backward_cpu(const SiluMulBackwardArgs& args);
 
@@ -52,6 +54,10 @@ inline constexpr Kernel<ElementwiseUnaryBackwardArgs> silu_backward{"silu_backwa
 inline constexpr Kernel<ElementwiseUnaryArgs> softplus_forward{"softplus_forward", softplus_forward_cpu};
 inline constexpr Kernel<ElementwiseUnaryBackwardArgs> softplus_backward{"softplus_backward",
                                                                         softplus_backward_cpu};
+inline constexpr Kernel<ElementwiseUnaryArgs> negative_exp_forward{"negative_exp_forward",
+                                                                   negative_exp_forward_cpu};
+inline constexpr Kernel<ElementwiseUnaryBackwardArgs> negative_exp_backward{"negative_exp_backward",
+                                                                            negative_exp_backward_cpu};
 inline constexpr Kernel<ElementwiseBinaryArgs> silu_mul_forward{"silu_mul_forward", silu_mul_forward_cpu};
 inline constexpr Kernel<SiluMulBackwardArgs> silu_mul_backward{"silu_mul_backward", silu_mul_backward_cpu};
 

@@ -1,0 +1,74 @@
+#include "autograd/parameters.h"
+
+#include <algorithm>
+
+namespace headwater {
+namespace {
+
+constexpr int64_t alignment = 16;  // elements: a cache line of f32
+
+}  // namespace
+
+void ParameterStore::add(std::string name, Variable* variable, const Shape& shape, Initializer initializer,
+                         ParameterAttributes attributes) {
+  require(find(name) == nullptr, "parameter '{}' is declared twice", name);
+  parameters_.push_back({std::move(name), shape, std::move(initializer), attributes, variable, 0});
+}
+
+void ParameterStore::allocate(DType dtype, Device device) {
+  std::stable_partition(parameters_.begin(), parameters_.end(),
+                        [](const Parameter& parameter) { return parameter.attributes.weight_decay; });
+  int64_t size = 0;
+  for (Parameter& parameter : parameters_) {
+    parameter.offset = size;
+    size += (parameter.shape.numel() + alignment - 1) / alignment * alignment;
+  }
+  values_ = Tensor::zeros({size}, dtype, device);
+  gradients_ = Tensor::zeros({size}, dtype, device);
+  for (const Parameter& parameter : parameters_) {
+    *parameter.variable = Variable::parameter(values_.view(parameter.offset, parameter.shape),
+                                              gradients_.view(parameter.offset, parameter.shape));
+  }
+}
+
+void ParameterStore::initialize(uint64_t seed) {
+  for (const Parameter& parameter : parameters_) {
+    RandomStream random(seed, parameter.name);
+    parameter.initializer(parameter.variable->value(), random);
+  }
+}
+
+const Parameter* ParameterStore::find(const std::string& name) const {
+  const auto found = std::find_if(parameters_.begin(), parameters_.end(),
+                                  [&](const Parameter& parameter) { return parameter.name == name; });
+  return found == parameters_.end() ? nullptr : &*found;
+}
+
+int64_t ParameterStore::n_elements() const {
+  int64_t sum = 0;
+  for (const Parameter& parameter : parameters_) sum += parameter.shape.numel();
+  return sum;
+}
+
+Initializer drawn_initializer(std::function<double(RandomStream&)> draw) {
+  return [draw = std::move(draw)](const Tensor& value, RandomStream& random) {
+    dispatch_real(value.dtype(), "initialize", [&](auto element) {
+      using T = decltype(element);
+      for (int64_t i = 0; i < value.numel(); ++i) value.data<T>()[i] = static_cast<T>(draw(random));
+    });
+  };
+}
+
+Initializer uniform_initializer(double bound) {
+  return drawn_initializer([bound](RandomStream& random) { return random.uniform(-bound, bound); });
+}
+
+Initializer normal_initializer(double deviation) {
+  return drawn_initializer([deviation](RandomStream& random) { return deviation * random.normal(); });
+}
+
+Initializer constant_initializer(double constant) {
+  return [constant](const Tensor& value, RandomStream&) { value.fill(constant); };
+}
+
+}  // namespace headwater

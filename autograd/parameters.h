@@ -1,0 +1,79 @@
+// The parameters of a model in flat buffers: values and gradients each one piece of memory, a parameter a named view.
+#pragma once
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "autograd/variable.h"
+#include "core/random.h"
+
+namespace headwater {
+
+/// Fills a parameter's value from random numbers of its own.
+using Initializer = std::function<void(const Tensor& value, RandomStream& random)>;
+
+struct ParameterAttributes {
+  bool weight_decay = true;
+  double learning_rate_scale = 1.0;
+};
+
+struct Parameter {
+  std::string name;
+  Shape shape;
+  Initializer initializer;
+  ParameterAttributes attributes;
+  Variable* variable = nullptr;  ///< the model's member, set by allocate()
+  int64_t offset = 0;            ///< of the first element in the flat buffers
+};
+
+/// All-reduce, sharding, clipping, AdamW and checkpoints work on ranges of these buffers. Parameters with weight decay
+/// come first, then those without; within each, in the order of add(). Every parameter starts at a multiple of 16
+/// elements; the gaps stay zero.
+class ParameterStore {
+ public:
+  /// Declares a parameter; `variable` must stay where it is. Throws an input error for a name that is there already.
+  void add(std::string name, Variable* variable, const Shape& shape, Initializer initializer,
+           ParameterAttributes attributes = {});
+  /// Makes the buffers (zeroed) and sets every variable. Call once, when all parameters are declared.
+  void allocate(DType dtype, Device device = {});
+  /// Draws initial values: each parameter from the stream of its own name, whatever the order of declaration.
+  void initialize(uint64_t seed);
+
+  const std::vector<Parameter>& parameters() const { return parameters_; }
+  const Parameter* find(const std::string& name) const;
+  const Tensor& values() const { return values_; }
+  const Tensor& gradients() const { return gradients_; }
+  /// Elements of all parameters together, without the gaps.
+  int64_t n_elements() const;
+
+ private:
+  std::vector<Parameter> parameters_;
+  Tensor values_, gradients_;
+};
+
+/// Declares parameters under a common prefix: scope.child("mixer").add("D", ...) is "PREFIX.mixer.D".
+class ParameterScope {
+ public:
+  ParameterScope(ParameterStore& store, std::string prefix) : store_(store), prefix_(std::move(prefix)) {}
+  ParameterScope child(const std::string& name) const { return {store_, prefix_ + "." + name}; }
+  void add(const std::string& name, Variable* variable, const Shape& shape, Initializer initializer,
+           ParameterAttributes attributes = {}) const {
+    store_.add(prefix_.empty() ? name : prefix_ + "." + name, variable, shape, std::move(initializer), attributes);
+  }
+
+ private:
+  ParameterStore& store_;
+  std::string prefix_;
+};
+
+inline constexpr ParameterAttributes no_weight_decay{.weight_decay = false};
+
+/// Uniform on [-bound, bound].
+Initializer uniform_initializer(double bound);
+Initializer normal_initializer(double deviation);
+Initializer constant_initializer(double value);
+/// Each element drawn by `draw`.
+Initializer drawn_initializer(std::function<double(RandomStream&)> draw);
+
+}  // namespace headwater

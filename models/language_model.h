@@ -1,0 +1,111 @@
+// A language model: embedding, residual blocks of any mixers, final norm, head.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "autograd/parameters.h"
+#include "core/options.h"
+#include "models/mixer.h"
+#include "ops/linear_cross_entropy/linear_cross_entropy.h"
+
+namespace headwater {
+
+/// `repeat` equal layers in a row.
+struct LayerConfig {
+  std::shared_ptr<MixerConfig> mixer;
+  int64_t d_intermediate = 0;  ///< hidden width of a gated MLP (SwiGLU) after the mixer; 0: none
+  int64_t repeat = 1;
+};
+
+/// The options under `model` in YAML. Layers are either n_layers times `mixer`, or the list `layers`:
+///
+///   layers: [{mixer: {type: mamba2}, repeat: 5}, {mixer: {type: attention}, d_intermediate: 512}]
+struct LanguageModelConfig {
+  std::optional<int64_t> vocab_size;  ///< null: the tokenizer's, rounded up to a multiple of 16
+  int64_t d_model = 256;
+  int64_t n_layers = 4;
+  bool tie_embeddings = true;
+  double norm_epsilon = 1e-5;
+  double drop_prob = 0.0;
+  int64_t d_intermediate = 0;
+  std::shared_ptr<MixerConfig> mixer;
+  std::vector<LayerConfig> layers;  ///< empty: n_layers times {mixer, d_intermediate}
+
+  LanguageModelConfig();
+  void declare(Options& options);
+  /// Throws an input error for sizes that do not fit together. `path` is where the options stand ("model").
+  void validate(const std::string& path) const;
+  /// Every layer spelled out.
+  std::vector<LayerConfig> expanded_layers() const;
+};
+
+/// The state of every layer's mixer; empty: zero state.
+using LanguageModelState = std::vector<MixerState>;
+
+struct LanguageModelOptions {
+  bool recompute_blocks = false;  ///< keep only each block's input for the backward, compute the rest again
+  uint64_t dropout_seed = 0;
+  uint64_t dropout_offset = 0;  ///< step of the run: each step draws its own masks
+  bool dropout = false;         ///< off while evaluating
+};
+
+/// Parameters carry the names of the Hugging Face Mamba-2 layout:
+///   backbone.embeddings.weight (vocab_size, d_model)
+///   backbone.layers.I.norm.weight (d_model), backbone.layers.I.mixer.*  and, with an MLP,
+///   backbone.layers.I.norm2.weight, .mlp.fc1.weight (2 d_intermediate, d_model): rows up, then gate, .mlp.fc2.weight
+///   backbone.norm_f.weight (d_model), lm_head.weight (vocab_size, d_model) unless tied.
+class LanguageModel {
+ public:
+  /// Allocates parameters of this dtype, all zero: call initialize() or fill them from a checkpoint.
+  /// Throws an input error if the config has no vocab_size or does not validate.
+  LanguageModel(const LanguageModelConfig& config, DType dtype, Device device = {});
+
+  /// Draws initial values; the same seed gives the same model.
+  void initialize(uint64_t seed) { store_.initialize(seed); }
+
+  struct Hidden {
+    Variable hidden;  ///< (batch, length, d_model), after the final norm
+    LanguageModelState state;
+  };
+  /// tokens, resets: i32 (batch, length); resets may be undefined. `state` as an earlier forward returned it.
+  Hidden forward(const Tensor& tokens, const LanguageModelState& state, const Tensor& resets,
+                 const LanguageModelOptions& options = {}) const;
+  /// (..., d_model) -> (..., vocab_size).
+  Variable logits(const Variable& hidden) const;
+  /// Mean loss over targets that are not ignored_target, without holding all logits.
+  LinearCrossEntropyOutput loss(const Variable& hidden, const Tensor& targets,
+                                const LinearCrossEntropyOptions& options = {}) const;
+
+  const LanguageModelConfig& config() const { return config_; }
+  ParameterStore& parameters() { return store_; }
+  const ParameterStore& parameters() const { return store_; }
+  int64_t vocab_size() const { return *config_.vocab_size; }
+  DType dtype() const { return dtype_; }
+  /// Numbers of recurrent state per sequence, all layers.
+  int64_t state_size() const;
+
+ private:
+  struct Block {
+    std::unique_ptr<Mixer> mixer;
+    int64_t d_intermediate = 0;
+    Variable norm_weight, norm2_weight, fc1_weight, fc2_weight;
+  };
+  void declare_block(Block& block, int64_t index);
+  MixerOutput run_block(const Block& block, int64_t index, const Variable& x, const MixerState& state,
+                        const Tensor& resets, const LanguageModelOptions& options) const;
+  MixerOutput recompute_block(const Block& block, int64_t index, const Variable& x, const MixerState& state,
+                              const Tensor& resets, const LanguageModelOptions& options) const;
+  Variable drop(const Variable& x, int64_t place, const LanguageModelOptions& options) const;
+  const Variable& head_weight() const { return config_.tie_embeddings ? embeddings_ : head_weight_; }
+
+  const LanguageModelConfig config_;
+  const DType dtype_;
+  ParameterStore store_;
+  std::vector<std::unique_ptr<Block>> blocks_;
+  Variable embeddings_, final_norm_weight_, head_weight_;
+};
+
+}  // namespace headwater
