@@ -27,9 +27,6 @@ ssize_t FileSystem::read(int file, void* bytes, size_t size) {
 ssize_t FileSystem::write(int file, const void* bytes, size_t size) {
   return ::write(file, bytes, size);
 }
-int FileSystem::truncate(int file, uint64_t size) {
-  return ::ftruncate(file, static_cast<off_t>(size));
-}
 int FileSystem::fsync(int file) {
   return ::fsync(file);
 }
@@ -139,38 +136,45 @@ bool is_fault_of_path(int error_number) {
   return std::find(std::begin(faults), std::end(faults), error_number) != std::end(faults);
 }
 
+int open_file(const Path& path, int flags, std::string_view action) {
+  const int file = retry_interrupted([&] { return file_system().open(path, flags, 0666); });
+  if (file < 0) throw_file_error(action, path, errno);
+  return file;
+}
+
 /// A file descriptor that closes itself; for files that are read or synced, where closing cannot lose bytes.
 class OpenFile {
  public:
-  OpenFile(const Path& path, int flags) : path_(path) {
-    file_ = retry_interrupted([&] { return file_system().open(path, flags, 0); });
-    if (file_ < 0) throw_file_error("open", path, errno);
-  }
+  OpenFile(const Path& path, int flags) : file_(open_file(path, flags, "open")) {}
   ~OpenFile() { file_system().close(file_); }
   OpenFile(const OpenFile&) = delete;
   OpenFile& operator=(const OpenFile&) = delete;
 
   int descriptor() const { return file_; }
 
-  struct ::stat status() const {
-    struct ::stat result {};
-    if (retry_interrupted([&] { return file_system().status_of(file_, result); }) < 0) {
-      throw_file_error("read the size", path_, errno);
-    }
-    return result;
-  }
-
-  void sync() const {
-    // An fsync that failed is not tried again: the kernel may have dropped the pages that it could not write.
-    if (retry_interrupted([&] { return file_system().fsync(file_); }) < 0) {
-      throw_file_error("sync to disk", path_, errno);
-    }
-  }
-
  private:
-  const Path& path_;
   int file_;
 };
+
+struct ::stat status_of(int file, const Path& path) {
+  struct ::stat status {};
+  if (retry_interrupted([&] { return file_system().status_of(file, status); }) < 0) {
+    throw_file_error("read the size", path, errno);
+  }
+  return status;
+}
+
+void sync_file(int file, const Path& path, std::string_view detail = {}) {
+  // An fsync that failed is not tried again: the kernel may have dropped the pages that it could not write.
+  if (retry_interrupted([&] { return file_system().fsync(file); }) < 0) {
+    throw_file_error("sync to disk", path, errno, detail);
+  }
+}
+
+void sync_path(const Path& path, int flags) {
+  const OpenFile file(path, flags);
+  sync_file(file.descriptor(), path);
+}
 
 Path folder_of(const Path& path) {
   return path.has_parent_path() ? path.parent_path() : Path(".");
@@ -186,7 +190,7 @@ bool find_status(const Path& path, struct ::stat& status, bool follow_links) {
 /// A name in `folder` that no living or dead writer uses. Short, so that it fits wherever `path` itself does.
 Path next_temporary_path(const Path& folder) {
   static std::atomic<uint64_t> counter{0};
-  return folder / fmt::format(".tmp-{}-{}", ::getpid(), counter++);
+  return folder / fmt::format(".tmp-{}-{}", counter++, ::getpid());
 }
 
 }  // namespace
@@ -213,9 +217,7 @@ void throw_file_error(std::string_view action, const Path& path, int error_numbe
 
 OutputFile::OutputFile(const Path& path, Mode mode) : path_(path) {
   constexpr int flags[] = {O_TRUNC, O_EXCL, O_APPEND};  // by Mode
-  file_ = retry_interrupted(
-      [&] { return file_system().open(path, O_WRONLY | O_CREAT | flags[static_cast<int>(mode)], 0666); });
-  if (file_ < 0) throw_file_error("create", path, errno);
+  file_ = open_file(path, O_WRONLY | O_CREAT | flags[static_cast<int>(mode)], "create");
   buffer_.reserve(buffer_size_bytes);
 }
 
@@ -253,10 +255,7 @@ void OutputFile::flush() {
 
 void OutputFile::sync() {
   flush();
-  // Not tried again after a failure: the kernel may have dropped the pages that it could not write.
-  if (retry_interrupted([&] { return file_system().fsync(file_); }) < 0) {
-    throw_file_error("sync to disk", path_, errno, bytes_text(size_bytes_));
-  }
+  sync_file(file_, path_, bytes_text(size_bytes_));
 }
 
 void OutputFile::close() {
@@ -268,9 +267,45 @@ void OutputFile::close() {
   }
 }
 
+InputFile::InputFile(const Path& path) : path_(path), file_(open_file(path, O_RDONLY, "open")) {}
+
+InputFile::~InputFile() {
+  file_system().close(file_);
+}
+
+size_t InputFile::read(void* bytes, size_t size) {
+  const ssize_t n_read = retry_interrupted([&] { return file_system().read(file_, bytes, size); });
+  if (n_read < 0) throw_file_error("read", path_, errno);
+  return static_cast<size_t>(n_read);
+}
+
+LockFile::LockFile(const Path& path) : path_(path), file_(open_file(path, O_RDWR | O_CREAT, "open")) {
+  if (retry_interrupted([&] { return file_system().lock(file_); }) == 0) {
+    state_ = State::locked;
+    return;
+  }
+  const int error_number = errno;
+  if (error_number == EWOULDBLOCK) {
+    state_ = State::held_elsewhere;
+  } else if (error_number != ENOSYS && error_number != EOPNOTSUPP && error_number != ENOLCK) {
+    file_system().close(file_);
+    throw_file_error("lock", path, error_number);
+  }
+}
+
+LockFile::~LockFile() {
+  file_system().close(file_);
+}
+
+void LockFile::replace_text(std::string_view text) {
+  OutputFile file(path_);
+  file.write(text);
+  file.close();
+}
+
 std::shared_ptr<MappedFile> MappedFile::open(const Path& path) {
   const OpenFile file(path, O_RDONLY);
-  const struct ::stat status = file.status();
+  const struct ::stat status = status_of(file.descriptor(), path);
   if (S_ISDIR(status.st_mode)) throw_file_error("map", path, EISDIR);
   require(S_ISREG(status.st_mode), "{}: cannot map it: it is a pipe or a device; give a regular file",
           path.string());
@@ -288,20 +323,16 @@ MappedFile::~MappedFile() {
 }
 
 std::string read_text_file(const Path& path, uint64_t max_bytes) {
-  const OpenFile file(path, O_RDONLY);
-  if (S_ISDIR(file.status().st_mode)) throw_file_error("read", path, EISDIR);
+  InputFile file(path);
   std::string text;
   std::vector<char> piece(1 << 16);
-  while (true) {
-    const ssize_t n_read =
-        retry_interrupted([&] { return file_system().read(file.descriptor(), piece.data(), piece.size()); });
-    if (n_read < 0) throw_file_error("read", path, errno);
-    if (n_read == 0) return text;
-    text.append(piece.data(), static_cast<size_t>(n_read));
+  while (const size_t n_read = file.read(piece.data(), piece.size())) {
+    text.append(piece.data(), n_read);
     require(text.size() <= max_bytes,
             "{}: is larger than {}, the most that is read here; is it the right file?", path.string(),
             bytes_text(max_bytes));
   }
+  return text;
 }
 
 void write_file_atomically(const Path& path, std::string_view bytes) {
@@ -371,7 +402,7 @@ void remove_tree(const Path& path) {
 void remove_tree_quietly(const Path& path) noexcept {
   try {
     remove_tree(path);
-  } catch (const std::exception&) {
+  } catch (...) {
     // The caller is already failing, or leaving; the next start cleans up.
   }
 }
@@ -382,8 +413,14 @@ void rename_path(const Path& from, const Path& to) {
   }
 }
 
+bool exchange_paths(const Path& first, const Path& second) {
+  if (retry_interrupted([&] { return file_system().exchange(first, second); }) == 0) return true;
+  if (errno == EINVAL || errno == ENOSYS || errno == EOPNOTSUPP) return false;
+  throw_file_error(fmt::format("exchange it with {}", second.string()), first, errno);
+}
+
 void sync_directory(const Path& folder) {
-  OpenFile(folder, O_RDONLY | O_DIRECTORY).sync();
+  sync_path(folder, O_RDONLY | O_DIRECTORY);
 }
 
 void sync_tree(const Path& folder) {
@@ -392,7 +429,7 @@ void sync_tree(const Path& folder) {
     struct ::stat status {};
     if (!find_status(path, status, false)) continue;
     if (S_ISDIR(status.st_mode)) sync_tree(path);
-    if (S_ISREG(status.st_mode)) OpenFile(path, O_RDONLY).sync();
+    if (S_ISREG(status.st_mode)) sync_path(path, O_RDONLY);
   }
   sync_directory(folder);
 }

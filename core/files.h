@@ -26,7 +26,6 @@ class FileSystem {
   virtual int open(const Path& path, int flags, mode_t mode);
   virtual ssize_t read(int file, void* bytes, size_t size);
   virtual ssize_t write(int file, const void* bytes, size_t size);
-  virtual int truncate(int file, uint64_t size);
   /// Makes a file's bytes, or a folder's entries, survive a power loss.
   virtual int fsync(int file);
   virtual int close(int file);
@@ -108,6 +107,47 @@ class OutputFile {
   uint64_t size_bytes_ = 0;
 };
 
+/// A file being read from its start. Members throw as throw_file_error does.
+class InputFile {
+ public:
+  explicit InputFile(const Path& path);
+  ~InputFile();
+  InputFile(const InputFile&) = delete;
+  InputFile& operator=(const InputFile&) = delete;
+
+  /// The next bytes, at most `size`; 0 at the end of the file only.
+  size_t read(void* bytes, size_t size);
+
+ private:
+  Path path_;
+  int file_ = -1;
+};
+
+/// A file under the system's exclusive lock, which ends with this object or with the process.
+class LockFile {
+ public:
+  enum class State {
+    locked,          ///< by us
+    held_elsewhere,  ///< by another
+    unsupported,     ///< the file system has no locks; nothing is locked
+  };
+
+  /// Makes the file if it is missing, and tries to lock it; does not wait.
+  explicit LockFile(const Path& path);
+  ~LockFile();
+  LockFile(const LockFile&) = delete;
+  LockFile& operator=(const LockFile&) = delete;
+
+  State state() const { return state_; }
+  /// Puts `text` in place of the content.
+  void replace_text(std::string_view text);
+
+ private:
+  Path path_;
+  int file_ = -1;
+  State state_ = State::unsupported;
+};
+
 /// A file seen as memory, read-only. Pages come from disk as they are touched. If another program shortens
 /// the file meanwhile, touching what went is a fatal signal, so mapped files are replaced by renaming only.
 class MappedFile {
@@ -156,6 +196,9 @@ void remove_tree(const Path& path);
 void remove_tree_quietly(const Path& path) noexcept;
 
 void rename_path(const Path& from, const Path& to);
+
+/// Two files or folders change places in one step. False where the file system cannot do that.
+bool exchange_paths(const Path& first, const Path& second);
 
 /// Makes the entries of one folder survive a power loss.
 void sync_directory(const Path& folder);

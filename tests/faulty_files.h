@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -47,7 +48,6 @@ class FaultyFileSystem : public FileSystem {
   int open(const Path& path, int flags, mode_t mode) override;
   ssize_t read(int file, void* bytes, size_t size) override;
   ssize_t write(int file, const void* bytes, size_t size) override;
-  int truncate(int file, uint64_t size) override;
   int fsync(int file) override;
   int status_of(int file, struct ::stat& status) override;
   void* map(int file, size_t size) override;
@@ -70,6 +70,39 @@ class FaultyFileSystem : public FileSystem {
   int64_t n_bytes_ = 0;
   bool has_failed_ = false;
   bool has_stopped_ = false;
+};
+
+/// Keeps what a disk would hold after a power loss: the bytes of a file as they were when it was last
+/// synced, the entries of a folder as they were when it was last synced.
+class PowerLossFileSystem : public FaultyFileSystem {
+ public:
+  /// What survives without having been synced: a disk may write bytes or names first.
+  enum class Survivors { nothing, entries, bytes };
+
+  /// All that is under `root` now is on the disk.
+  PowerLossFileSystem(const Path& root, const Faults& faults);
+  ~PowerLossFileSystem() override;
+
+  int open(const Path& path, int flags, mode_t mode) override;
+  int fsync(int file) override;
+  int make_directory(const Path& path) override;
+
+  /// Builds in `target` what the root holds once the power is back.
+  void restore(const Path& target, Survivors survivors);
+
+ private:
+  using Entries = std::map<std::string, ino_t>;
+
+  /// Keeps a file open, so that its inode number is not used again, and returns that number.
+  ino_t hold(const Path& path);
+  void persist(int file);
+  Entries live_entries(int folder);
+  void restore_folder(ino_t folder, const Path& target, Survivors survivors);
+
+  std::map<ino_t, int> held_;
+  std::map<ino_t, Entries> durable_entries_;
+  std::map<ino_t, std::string> durable_bytes_;
+  ino_t root_;
 };
 
 }  // namespace headwater
