@@ -52,6 +52,9 @@ constexpr int32_t llm_c_magic = 20240520;
 constexpr int64_t gpt2_vocab_size = 50257;     // version 1
 constexpr int64_t llama3_vocab_size = 128256;  // version 7
 
+constexpr const char* documents_out_of_order =
+    "the beginnings of its documents are out of order; copy or prepare it again";
+
 /// What documents there are in a file that does not say: one.
 constexpr uint64_t one_document_start[] = {0};
 
@@ -176,6 +179,7 @@ std::shared_ptr<const TokenShard> TokenShard::open(const Path& path, ShardFormat
         path.string());
   }
   require(shard->n_tokens() > 0, "{}: holds no tokens; prepare it again", path.string());
+  require(shard->document_starts_[0] == 0, "{}: {}", path.string(), documents_out_of_order);
   return shard;
 }
 
@@ -256,8 +260,8 @@ void TokenShard::verify_contents() const {
   require_tokens_below(info_.vocab_size);
   const uint64_t* end = document_starts_ + info_.n_documents;
   const bool is_increasing = std::adjacent_find(document_starts_, end, std::greater_equal<>()) == end;
-  require(document_starts_[0] == 0 && is_increasing && end[-1] < static_cast<uint64_t>(info_.n_tokens),
-          "{}: the beginnings of its documents are out of order; prepare it again", path().string());
+  require(is_increasing && end[-1] < static_cast<uint64_t>(info_.n_tokens), "{}: {}", path().string(),
+          documents_out_of_order);
 }
 
 void TokenShard::require_vocab_size(int64_t vocab_size) const {
@@ -300,14 +304,15 @@ int64_t TokenShard::document_of(int64_t index) const {
   require(index >= 0 && index < info_.n_tokens, "{}: token {} was asked for, it has {}", path().string(),
           index, info_.n_tokens);
   const uint64_t* end = document_starts_ + info_.n_documents;
-  // The first document is looked past: it begins at 0 or, in a damaged file, is meant to.
-  return std::upper_bound(document_starts_ + 1, end, static_cast<uint64_t>(index)) - document_starts_ - 1;
+  return std::upper_bound(document_starts_, end, static_cast<uint64_t>(index)) - document_starts_ - 1;
 }
 
 int64_t TokenShard::document_start(int64_t document) const {
   require(document >= 0 && document <= info_.n_documents, "{}: document {} was asked for, it has {}",
           path().string(), document, info_.n_documents);
-  return document == info_.n_documents ? info_.n_tokens : static_cast<int64_t>(document_starts_[document]);
+  if (document == info_.n_documents) return info_.n_tokens;
+  // Until verify_contents() has run, a damaged file may say anything here.
+  return static_cast<int64_t>(std::min(document_starts_[document], static_cast<uint64_t>(info_.n_tokens)));
 }
 
 TokenShardWriter::TokenShardWriter(const Path& path, int64_t vocab_size, uint64_t tokenizer_hash)

@@ -39,7 +39,7 @@ class TokenShard {
  public:
   /// Checks the header and the size of the file, not its contents. Throws an input error that names the file
   /// and what is wrong: missing, empty, truncated (bytes expected and found), of another kind, damaged, from
-  /// a later version.
+  /// a later version, without tokens.
   static std::shared_ptr<const TokenShard> open(const Path& path, ShardFormat format = ShardFormat::by_magic);
 
   const Path& path() const { return file_->path(); }

@@ -20,6 +20,12 @@ TEST_CASE("Permutation: every value stands at exactly one place") {
   }
 }
 
+TEST_CASE("Permutation: an order never changes, since resumed runs rely on it") {
+  std::vector<int64_t> order;
+  for (int64_t place = 0; place < 10; ++place) order.push_back(Permutation(10, 1, 2).at(place));
+  CHECK(order == std::vector<int64_t>{8, 2, 5, 6, 4, 3, 7, 9, 1, 0});
+}
+
 TEST_CASE("Permutation: another seed or stream is another order") {
   const Permutation first(1000, 1, 1);
   const Permutation same(1000, 1, 1);
