@@ -8,12 +8,11 @@
 
 #include "core/permutation.h"
 #include "core/tensor.h"
+#include "ops/linear_cross_entropy/linear_cross_entropy.h"
 #include "train/token_shard.h"
 
 namespace headwater {
 
-/// The target of a position where nothing is to be predicted.
-constexpr int32_t ignored_target = -1;
 
 /// Rows of tokens and, for each position, the token that follows. What follows the last token of a document
 /// is the beginning of another, which nobody can predict: that position has no target.

@@ -12,13 +12,19 @@ namespace {
 /// Every scalar and list of a config under its dotted key, as text.
 void flatten(const ConfigValue& value, const std::string& key, std::map<std::string, std::string>& out) {
   switch (value.kind) {
-    case ConfigValue::Kind::null: out[key] = "null"; return;
-    case ConfigValue::Kind::scalar: out[key] = value.text; return;
+    case ConfigValue::Kind::null:
+      out[key] = "null";
+      return;
+    case ConfigValue::Kind::scalar:
+      out[key] = value.text;
+      return;
     case ConfigValue::Kind::sequence:
-      for (size_t i = 0; i < value.items.size(); ++i) flatten(value.items[i], fmt::format("{}.{}", key, i), out);
+      for (size_t i = 0; i < value.items.size(); ++i)
+        flatten(value.items[i], fmt::format("{}.{}", key, i), out);
       return;
     case ConfigValue::Kind::map:
-      for (const auto& [name, entry] : value.entries) flatten(entry, key.empty() ? name : key + "." + name, out);
+      for (const auto& [name, entry] : value.entries)
+        flatten(entry, key.empty() ? name : key + "." + name, out);
       return;
   }
 }
@@ -53,7 +59,8 @@ Config load_config(const std::string& path, const std::vector<std::string>& over
   return config;
 }
 
-std::vector<std::string> config_differences(Config& before, Config& after, bool (*matters)(const std::string& key)) {
+std::vector<std::string> config_differences(Config& before, Config& after,
+                                            bool (*matters)(const std::string& key)) {
   const std::map<std::string, std::string> old_values = flattened(before);
   const std::map<std::string, std::string> new_values = flattened(after);
   std::vector<std::string> lines;
@@ -64,7 +71,8 @@ std::vector<std::string> config_differences(Config& before, Config& after, bool 
     if (now != value) lines.push_back(fmt::format("{}: {} -> {}", key, value, now));
   }
   for (const auto& [key, value] : new_values) {
-    if (matters(key) && old_values.count(key) == 0) lines.push_back(fmt::format("{}: absent -> {}", key, value));
+    if (matters(key) && old_values.count(key) == 0)
+      lines.push_back(fmt::format("{}: absent -> {}", key, value));
   }
   return lines;
 }

@@ -23,6 +23,7 @@ struct Config {
 Config load_config(const std::string& path, const std::vector<std::string>& overrides);
 
 /// The keys whose values differ, one line each: "model.d_model: 256 -> 512". Only keys that `matters` accepts.
-std::vector<std::string> config_differences(Config& before, Config& after, bool (*matters)(const std::string& key));
+std::vector<std::string> config_differences(Config& before, Config& after,
+                                            bool (*matters)(const std::string& key));
 
 }  // namespace headwater
