@@ -9,7 +9,7 @@ namespace headwater {
 inline constexpr int32_t ignored_target = -1;
 
 struct LinearCrossEntropyOptions {
-  /// How many rows' logits are held at once; 0: as many as fit a few MB.
+  /// How many rows' logits are held at once; 0: as many as fit 16 MB, at least 128.
   int64_t row_block = 0;
   /// What the sum of the row losses is divided by: the number of targets over all micro-batches of an
   /// accumulated step, so that every target weighs the same; 0: the number of targets of this call.
