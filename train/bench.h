@@ -1,0 +1,38 @@
+// How fast, how much memory, and where the time goes.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "core/profile.h"
+#include "train/config.h"
+
+namespace headwater {
+
+struct BenchReport {
+  double tokens_per_second = 0.0;
+  double step_ms = 0.0;            ///< median
+  int64_t peak_bytes = 0;          ///< of tensors
+  int64_t peak_rss_bytes = 0;      ///< of the process, as the system counts it
+  int64_t system_allocations = 0;  ///< while measuring, after the warm-up
+  double gemm_share = 0.0;         ///< of the time of a step, in the GEMM library
+  double gemm_flops_per_second = 0.0;
+  double peak_flops_per_second = 0.0;           ///< a large product, measured here
+  std::map<std::string, ProfileEntry> kernels;  ///< seconds per measured step
+
+  std::string text() const;
+  std::string json() const;
+};
+
+/// Training steps (forward, backward, clipping, AdamW) of the config's model on random tokens, data.length by train.batch.
+BenchReport bench_training(const Config& config, int64_t n_steps);
+
+/// Tokens decoded one by one, batch 1, after a short prompt.
+BenchReport bench_decoding(const Config& config, int64_t n_tokens);
+
+/// The matrix-state engine alone, forward and backward, at each length: seconds per token must not grow. One line each.
+std::string bench_engine(const Config& config, const std::vector<int64_t>& lengths);
+
+}  // namespace headwater
