@@ -3,8 +3,8 @@
 #include <fmt/core.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <numeric>
+#include <utility>
 
 #include "core/config_scalar.h"
 
@@ -47,8 +47,7 @@ std::string comma_separated(const Container& container, const Write& write) {
 }
 
 std::string scalar_flow_text(const ConfigValue& scalar) {
-  // Numbers, true and false mean something without quotes only, and hold no character that a flow list would
-  // read.
+  // Numbers, true and false mean something without quotes only.
   const bool needs_no_quotes = !scalar.quoted && (parse_real(scalar).value || parse_boolean(scalar).value ||
                                                   infinity_sign(scalar) != 0);
   return needs_no_quotes ? scalar.text : text_scalar(scalar.text);
@@ -72,7 +71,7 @@ class ChangeList {
   std::vector<std::string> take() { return std::move(changes_); }
 
  private:
-  /// Lists of the same length are compared piece by piece; others, and short lists of scalars, as a whole.
+  /// Lists of the same length are compared piece by piece; others, and lists of scalars, as a whole.
   static bool same_shape_lists(const ConfigValue& before, const ConfigValue& after) {
     const auto is_scalar = [](const ConfigValue& item) { return item.kind == ConfigValue::Kind::scalar; };
     return before.kind == ConfigValue::Kind::sequence && after.kind == before.kind &&

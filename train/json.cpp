@@ -49,8 +49,7 @@ class JsonHandler final : public nlohmann::json_sax<nlohmann::json> {
 
   bool parse_error(size_t /*position*/, const std::string& /*last_token*/,
                    const nlohmann::detail::exception& error) override {
-    // "[json.exception.parse_error.101] parse error at line 1, column 9: ...": the bracket says nothing to a
-    // user.
+    // "[json.exception.parse_error.101] parse error at ...": the bracket says nothing to a user.
     const std::string text = error.what();
     const size_t bracket = text.find("] ");
     throw_input_error("{}: {}", source_, bracket == std::string::npos ? text : text.substr(bracket + 2));
@@ -82,25 +81,30 @@ class JsonHandler final : public nlohmann::json_sax<nlohmann::json> {
   ConfigTreeBuilder builder_;
 };
 
-/// Python's bare Infinity, -Infinity and NaN, put into the form of {"__float__": "Infinity"} that JSON
-/// allows.
+/// Which of Python's words for a number that JSON lacks begins `text`; empty if none does.
+std::string_view python_number_at(std::string_view text) {
+  for (const std::string_view word : {"-Infinity", "Infinity", "NaN"}) {
+    if (text.substr(0, word.size()) == word) return word;
+  }
+  return {};
+}
+
+/// `text` with these words put into the form that JSON allows: {"__float__": "Infinity"}.
 std::string with_standard_numbers(const std::string& text) {
   std::string standard;
   bool in_string = false;
-  for (size_t i = 0; i < text.size(); ++i) {
-    const std::string_view rest = std::string_view(text).substr(i);
-    if (!in_string) {
-      for (const std::string_view word : {"-Infinity", "Infinity", "NaN"}) {
-        if (rest.substr(0, word.size()) != word) continue;
-        standard += fmt::format("{{\"__float__\": \"{}\"}}", word);
-        i += word.size();
-        break;
-      }
-      if (i >= text.size()) break;
+  for (size_t i = 0; i < text.size();) {
+    const std::string_view word =
+        in_string ? std::string_view() : python_number_at(std::string_view(text).substr(i));
+    if (!word.empty()) {
+      standard += fmt::format("{{\"__float__\": \"{}\"}}", word);
+      i += word.size();
+      continue;
     }
-    if (text[i] == '"') in_string = !in_string;
-    standard += text[i];
-    if (in_string && text[i] == '\\' && i + 1 < text.size()) standard += text[++i];
+    const bool is_escape = in_string && text[i] == '\\' && i + 1 < text.size();
+    if (is_escape) standard += text[i++];
+    if (!is_escape && text[i] == '"') in_string = !in_string;
+    standard += text[i++];
   }
   return standard;
 }
