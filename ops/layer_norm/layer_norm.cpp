@@ -34,9 +34,8 @@ Variable layer_norm(const Variable& x, const Variable& weight, const Variable& b
   if (Tape* tape = Tape::recording({x, weight, bias})) {
     tape->record({&y}, [x, weight, bias, mean, inverse_std](const std::vector<Tensor>& grad_outputs) {
       const Tensor grad_x = empty_like(x.value());
-      Gradient::Target grad_weight{}, grad_bias{};
-      if (weight.requires_gradient()) grad_weight = weight.gradient().target(weight.value());
-      if (bias.requires_gradient()) grad_bias = bias.gradient().target(bias.value());
+      const Gradient::Target grad_weight = gradient_target(weight);
+      const Gradient::Target grad_bias = gradient_target(bias);
       layer_norm_backward(
           x.device(), {x.value(), weight.value(), mean, inverse_std, grad_outputs[0], grad_x,
                        grad_weight.tensor, grad_bias.tensor, grad_weight.accumulate, grad_bias.accumulate});
