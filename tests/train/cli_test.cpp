@@ -181,7 +181,7 @@ TEST_CASE(
           "model.mixer.head_dim is 7; it must divide expand * d_model = 32");
   refused(with("type: mamba2", "type: mamba3"), "'mamba3' is not a mixer. Did you mean 'mamba2'?");
   refused(with("n_layers: 2", "n_layers: two"), "bad.yaml:5: model.n_layers is 'two'; expected an integer");
-  refused(with("n_layers: 2", "n_layers: 0"), "model.n_layers is 0; expected an integer >= 1");
+  refused(with("n_layers: 2", "n_layers: 0"), "model.n_layers is '0'; expected an integer >= 1");
   refused(with("steps: 60", "steps: 60, steps: 61"), "steps");
   refused(with("{steps: 60, batch: 2}", "{steps: 60, batch: 2"), "bad.yaml:");
   refused(with("length: 32", "length: 1000000"), "data.length");

@@ -184,7 +184,8 @@ TEST_CASE("Trainer: what does not fit a checkpoint is listed, each difference") 
 TEST_CASE("Trainer: other tokens than before are refused unless accepted") {
   const Workshop workshop;
   train(workshop.config("run"));
-  std::ofstream(workshop.path("text.txt"), std::ios::app) << "one verse more\n";
+  const std::string text = read_text_file(workshop.path("text.txt"), 1 << 20);
+  std::ofstream(workshop.path("text.txt")) << "one verse more\n\n" << text;
   prepare({.files = {workshop.path("text.txt")},
            .out = workshop.path("tokens"),
            .validation_fraction = 0.1,
