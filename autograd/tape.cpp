@@ -41,7 +41,7 @@ void Tape::record(const std::vector<Variable*>& outputs, Backward backward) {
 
 void Tape::backward(const Variable& loss, double scale) {
   require(loss.value().numel() == 1, "backward starts from a scalar loss; this one has shape {}",
-          loss.shape().str());
+          loss.shape());
   backward({loss}, {Tensor::full(loss.shape(), scale, loss.dtype(), loss.device())});
 }
 
@@ -51,8 +51,8 @@ void Tape::backward(const std::vector<Variable>& outputs, const std::vector<Tens
   for (size_t i = 0; i < outputs.size(); ++i) {
     if (!grad_outputs[i].defined()) continue;
     require(outputs[i].shape() == grad_outputs[i].shape(),
-            "backward: output {} has shape {}, its gradient {}", i, outputs[i].shape().str(),
-            grad_outputs[i].shape().str());
+            "backward: output {} has shape {}, its gradient {}", i, outputs[i].shape(),
+            grad_outputs[i].shape());
     outputs[i].add_gradient(grad_outputs[i]);
   }
   const NoGradient no_recording;

@@ -1,5 +1,6 @@
 #include "core/memory.h"
 
+#include <malloc.h>
 #include <sys/mman.h>
 
 #include <array>
@@ -108,6 +109,14 @@ std::shared_ptr<Storage> allocate(int64_t size_bytes, Device device) {
   statistics.bytes_in_use += block_bytes;
   statistics.peak_bytes_in_use = std::max(statistics.peak_bytes_in_use, statistics.bytes_in_use);
   return std::make_shared<Storage>(block, size_bytes, size_class, device);
+}
+
+void keep_freed_memory() {
+#ifdef M_MMAP_THRESHOLD
+  constexpr int largest_kept = 1 << 30;
+  mallopt(M_MMAP_THRESHOLD, largest_kept);
+  mallopt(M_TRIM_THRESHOLD, largest_kept);
+#endif
 }
 
 MemoryStatistics memory_statistics() {

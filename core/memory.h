@@ -47,6 +47,10 @@ class Storage {
 /// that says how to build with CUDA when `device` is a GPU and this build has none.
 std::shared_ptr<Storage> allocate(int64_t size_bytes, Device device);
 
+/// Makes the C library keep what it was given back instead of returning it to the system: libraries that allocate their
+/// work space in every call (GEMM) would otherwise have its pages cleared anew each time. Call once, first thing.
+void keep_freed_memory();
+
 MemoryStatistics memory_statistics();
 
 /// Lets peak_bytes_in_use start again from bytes_in_use.

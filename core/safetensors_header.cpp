@@ -321,7 +321,7 @@ std::string fault_of(const SafetensorsEntry& entry, uint64_t n_data_bytes) {
   const std::optional<uint64_t> wanted = size_bytes_of(entry);
   const uint64_t n_bytes = entry.end - entry.begin;
   if (wanted == n_bytes) return {};
-  const std::string kind = fmt::format("of shape {} and dtype {}", entry.shape.str(), name_of(entry.dtype));
+  const std::string kind = fmt::format("of shape {} and dtype {}", entry.shape, name_of(entry.dtype));
   if (!wanted) return fmt::format("{} has no size: it overflows or ends inside a byte", kind);
   return fmt::format("{} must have {} bytes, its data_offsets span {}", kind, *wanted, n_bytes);
 }

@@ -27,14 +27,14 @@ Shape::Shape(const std::vector<int64_t>& sizes) : n_axes_(static_cast<int>(sizes
 
 int64_t Shape::dim(int axis) const {
   const int from_start = axis < 0 ? axis + n_axes_ : axis;
-  require(from_start >= 0 && from_start < n_axes_, "axis {} of shape {} does not exist", axis, str());
+  require(from_start >= 0 && from_start < n_axes_, "axis {} of shape {} does not exist", axis, *this);
   return sizes_[from_start];
 }
 
 int64_t Shape::numel() const {
   int64_t product = 1;
   for (int64_t size : *this) {
-    require(!__builtin_mul_overflow(product, size, &product), "shape {} has more than 2^63 elements", str());
+    require(!__builtin_mul_overflow(product, size, &product), "shape {} has more than 2^63 elements", *this);
   }
   return product;
 }

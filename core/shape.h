@@ -1,6 +1,8 @@
 // The sizes of a tensor, outermost first.
 #pragma once
 
+#include <fmt/core.h>
+
 #include <array>
 #include <cstdint>
 #include <initializer_list>
@@ -39,3 +41,15 @@ class Shape {
 };
 
 }  // namespace headwater
+
+/// Shapes are formatted as str(), and only when a message is really made: checks in hot paths pass the shape itself.
+template <>
+struct fmt::formatter<headwater::Shape> {
+  constexpr auto parse(fmt::format_parse_context& context) { return context.begin(); }
+  template <class Context>
+  auto format(const headwater::Shape& shape, Context& context) const {
+    auto out = context.out();
+    for (const char character : shape.str()) *out++ = character;
+    return out;
+  }
+};

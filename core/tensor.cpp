@@ -90,7 +90,7 @@ Tensor Tensor::full(const Shape& shape, double value, DType dtype, Device device
 template <class T>
 Tensor Tensor::from_vector(const Shape& shape, const std::vector<T>& values) {
   require(shape.numel() == static_cast<int64_t>(values.size()), "shape {} has {} elements, {} were given",
-          shape.str(), shape.numel(), values.size());
+          shape, shape.numel(), values.size());
   Tensor result = empty(shape, DTypeOf<T>::value);
   if (!values.empty()) std::memcpy(result.raw_data(), values.data(), values.size() * sizeof(T));
   return result;
@@ -111,13 +111,14 @@ Tensor Tensor::over(void* data, const Shape& shape, DType dtype, std::shared_ptr
 }
 
 void Tensor::check_type(DType requested) const {
-  require(requested == dtype_, "a tensor of dtype {} and shape {} was read as {}", name_of(dtype_),
-          shape_.str(), name_of(requested));
+  if (requested == dtype_) return;
+  throw_input_error("a tensor of dtype {} and shape {} was read as {}", name_of(dtype_),
+          shape_, name_of(requested));
 }
 
 Tensor Tensor::reshape(const Shape& shape) const {
-  require(shape.numel() == numel_, "cannot reshape {} ({} elements) to {} ({} elements)", shape_.str(),
-          numel_, shape.str(), shape.numel());
+  require(shape.numel() == numel_, "cannot reshape {} ({} elements) to {} ({} elements)", shape_,
+          numel_, shape, shape.numel());
   Tensor result = *this;
   result.shape_ = shape;
   return result;
@@ -126,7 +127,7 @@ Tensor Tensor::reshape(const Shape& shape) const {
 Tensor Tensor::narrow(int64_t begin, int64_t end) const {
   const int64_t rows = dim(0);
   require(0 <= begin && begin <= end && end <= rows, "rows {} to {} of shape {} do not exist", begin, end,
-          shape_.str());
+          shape_);
   const int64_t row_elements = rows == 0 ? 0 : numel_ / rows;
   return view(begin * row_elements, shape_.with_leading(end - begin));
 }
@@ -134,7 +135,7 @@ Tensor Tensor::narrow(int64_t begin, int64_t end) const {
 Tensor Tensor::view(int64_t offset, const Shape& shape) const {
   const int64_t count = shape.numel();
   require(offset >= 0 && offset + count <= numel_, "elements {} to {} lie outside a tensor of shape {}",
-          offset, offset + count, shape_.str());
+          offset, offset + count, shape_);
   Tensor result = *this;
   result.offset_bytes_ += offset * static_cast<int64_t>(size_of(dtype_));
   result.shape_ = shape;
@@ -184,8 +185,8 @@ void Tensor::zero() const {
 
 void Tensor::copy_from(const Tensor& source) const {
   require(source.shape() == shape_ && source.dtype() == dtype_,
-          "cannot copy a {} tensor of shape {} into {} {}", name_of(source.dtype()), source.shape().str(),
-          name_of(dtype_), shape_.str());
+          "cannot copy a {} tensor of shape {} into {} {}", name_of(source.dtype()), source.shape(),
+          name_of(dtype_), shape_);
   require_cpu(*this, "Tensor::copy_from");
   require_cpu(source, "Tensor::copy_from");
   char* to = static_cast<char*>(raw_data());
@@ -208,8 +209,8 @@ template std::vector<uint8_t> Tensor::to_vector() const;
 
 void add_in_place(const Tensor& target, const Tensor& source) {
   require(target.shape() == source.shape() && target.dtype() == source.dtype(),
-          "cannot add a {} tensor of shape {} to {} {}", name_of(source.dtype()), source.shape().str(),
-          name_of(target.dtype()), target.shape().str());
+          "cannot add a {} tensor of shape {} to {} {}", name_of(source.dtype()), source.shape(),
+          name_of(target.dtype()), target.shape());
   dispatch_real(target.dtype(), "add_in_place", [&](auto element) {
     using T = decltype(element);
     T* to = target.data<T>();

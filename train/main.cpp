@@ -5,6 +5,7 @@
 #include <iostream>
 #include <new>
 
+#include "core/memory.h"
 #include "core/parallel.h"
 #include "train/bench.h"
 #include "train/evaluate.h"

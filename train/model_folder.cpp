@@ -152,20 +152,20 @@ std::string weight_problems(const SafetensorsFile& file, const LanguageModel& mo
   for (const Parameter& parameter : model.parameters().parameters()) {
     const std::string name = stored_name(parameter.name);
     if (!file.contains(name)) {
-      problems += fmt::format("\n  {} is missing; the model needs {}", parameter.name, parameter.shape.str());
+      problems += fmt::format("\n  {} is missing; the model needs {}", parameter.name, parameter.shape);
       continue;
     }
     used.push_back(name);
     const Shape& shape = file.entry(name).shape;
     if (shape != parameter.shape) {
-      problems += fmt::format("\n  {} is {}, the model needs {}", name, shape.str(), parameter.shape.str());
+      problems += fmt::format("\n  {} is {}, the model needs {}", name, shape, parameter.shape);
     }
   }
   for (const std::string& name : file.names()) {
     const bool tied_copy = name == "lm_head.weight" && model.config().tie_embeddings;
     if (!tied_copy && std::find(used.begin(), used.end(), name) == used.end()) {
       problems +=
-          fmt::format("\n  {} {} belongs to nothing in the model", name, file.entry(name).shape.str());
+          fmt::format("\n  {} {} belongs to nothing in the model", name, file.entry(name).shape);
     }
   }
   return problems;

@@ -10,7 +10,7 @@ void adamw_update(const Tensor& value, const Tensor& gradient, const Tensor& m, 
   for (const Tensor& other : {gradient, m, v}) {
     require(other.shape() == value.shape() && other.dtype() == value.dtype(),
             "adamw_update: a buffer is {} {}; all must be {} {} like the values", name_of(other.dtype()),
-            other.shape().str(), name_of(value.dtype()), value.shape().str());
+            other.shape(), name_of(value.dtype()), value.shape());
   }
   adamw_kernel(value.device(), {value, gradient, m, v, options});
 }

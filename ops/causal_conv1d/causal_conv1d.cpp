@@ -13,11 +13,11 @@ void check_arguments(const Variable& x, const Variable& weight, const Variable& 
                      const Variable& initial_state, const Tensor& resets,
                      const CausalConv1dOptions& options) {
   require(x.shape().n_axes() == 3, "{}: x has shape {}; it must be (batch, length, channels)", op,
-          x.shape().str());
+          x.shape());
   const int64_t channels = x.dim(2);
   require(weight.shape().n_axes() == 2 && weight.dim(0) == channels && weight.dim(1) >= 1,
           "{}: weight has shape {}; it must be (channels, d_conv) with channels = {}", op,
-          weight.shape().str(), channels);
+          weight.shape(), channels);
   check_like(op, "weight", weight, x);
   if (bias.defined()) {
     check_shape(op, "bias", bias, {channels}, "(channels)");
@@ -28,7 +28,7 @@ void check_arguments(const Variable& x, const Variable& weight, const Variable& 
     require(
         shape.n_axes() == 3 && shape[0] == x.dim(0) && shape[1] >= weight.dim(1) - 1 && shape[2] == channels,
         "{}: initial_state has shape {}; it must be (batch, at least d_conv - 1, channels) = ({}, >= {}, {})",
-        op, shape.str(), x.dim(0), weight.dim(1) - 1, channels);
+        op, shape, x.dim(0), weight.dim(1) - 1, channels);
     check_like(op, "initial_state", initial_state, x);
   }
   check_resets(op, resets, x.dim(0), x.dim(1));

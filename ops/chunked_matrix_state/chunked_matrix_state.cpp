@@ -14,9 +14,9 @@ constexpr int64_t few_steps = 8;
 
 void check_arguments(const MatrixStateInputs& in, const MatrixStateOptions& options) {
   require(in.q.shape().n_axes() == 4, "{}: q has shape {}; it must be (batch, length, n_groups, d_key)", op,
-          in.q.shape().str());
+          in.q.shape());
   require(in.v.shape().n_axes() == 4, "{}: v has shape {}; it must be (batch, length, n_heads, d_value)", op,
-          in.v.shape().str());
+          in.v.shape());
   const int64_t batch = in.q.dim(0), length = in.q.dim(1), n_groups = in.q.dim(2), d_key = in.q.dim(3);
   const int64_t n_heads = in.v.dim(2), d_value = in.v.dim(3);
   check_shape(op, "k", in.k, in.q.shape(), "(batch, length, n_groups, d_key)");

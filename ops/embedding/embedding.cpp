@@ -22,7 +22,7 @@ std::string position_text(const Shape& shape, int64_t index) {
 
 void check_arguments(const Tensor& tokens, const Variable& weight) {
   require(weight.shape().n_axes() == 2, "embedding: weight has shape {}; it must be (vocab_size, d_model)",
-          weight.shape().str());
+          weight.shape());
   require(tokens.dtype() == DType::i32, "embedding: tokens are {}; they must be i32",
           name_of(tokens.dtype()));
   require(tokens.device() == weight.device(), "embedding: tokens are on {}; they must be on {} like weight",

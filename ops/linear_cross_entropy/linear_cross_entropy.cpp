@@ -16,7 +16,7 @@ void check_arguments(const Variable& hidden, const Variable& weight, const Tenso
   const int64_t d_model = hidden.dim(-1);
   require(weight.shape().n_axes() == 2 && weight.dim(1) == d_model,
           "{}: weight has shape {}; it must be (vocab_size, d_model) with d_model = {}, as in hidden", op,
-          weight.shape().str(), d_model);
+          weight.shape(), d_model);
   check_like(op, "weight", weight, hidden);
   const int64_t rows = rows_of(hidden.shape());
   require(targets.dtype() == DType::i32, "{}: targets are {}; they must be i32", op,
@@ -25,7 +25,7 @@ void check_arguments(const Variable& hidden, const Variable& weight, const Tenso
           "{}: targets are on {}; they must be on {} like the other arguments", op,
           to_string(targets.device()), to_string(hidden.device()));
   require(targets.numel() == rows, "{}: targets have shape {}; hidden has {} rows, and each needs one target",
-          op, targets.shape().str(), rows);
+          op, targets.shape(), rows);
   require(options.row_block >= 0, "{}: row_block is {}; it must be >= 0", op, options.row_block);
   require(options.divisor >= 0, "{}: divisor is {}; it must be >= 0", op, options.divisor);
 }

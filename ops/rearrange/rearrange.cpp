@@ -59,7 +59,7 @@ Variable concat_last(const Variable& a, const Variable& b) {
 }
 
 Variable transpose_last(const Variable& x) {
-  require(x.shape().n_axes() >= 2, "transpose_last: x has shape {}; it must be (..., m, n)", x.shape().str());
+  require(x.shape().n_axes() >= 2, "transpose_last: x has shape {}; it must be (..., m, n)", x.shape());
   Variable y(transposed(x.value()));
   if (Tape* tape = Tape::recording({x})) {
     tape->record(

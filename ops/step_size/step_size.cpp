@@ -12,7 +12,7 @@ namespace {
 void check_arguments(const Variable& x, const Variable& A, const Variable& dt_bias,
                      const StepSizeOptions& options) {
   require(x.shape().n_axes() == 3, "step_size: x has shape {}; it must be (batch, length, n_heads)",
-          x.shape().str());
+          x.shape());
   check_shape("step_size", "A", A, {x.dim(2)}, "(n_heads)");
   check_like("step_size", "A", A, x);
   if (dt_bias.defined()) {
