@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
 namespace headwater {
 
@@ -165,19 +166,57 @@ void multiply_block(int64_t m, int64_t n, int64_t n_inner, LeftMatrix<T> left, c
   }
 }
 
-/// target(j, i) = source(i, j) for an (m, n) source, through 8 x 8 blocks so that both sides stay in cache
-/// lines.
+namespace matrix_block_detail {
+
+/// Rows of a square tile exchanged with its columns, in registers: at each stage, pairs of rows `distance` apart swap
+/// the halves of every group of 2 * distance elements. log2(lanes) stages of shuffles, no scalar moves.
+template <class T>
+void transpose_tile(const T* source, int64_t source_step, T* target, int64_t target_step) {
+  using Vector = typename VectorOf<T>::type;
+  using Index = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
+  using Indices = typename VectorOf<Index>::type;
+  constexpr int lanes = static_cast<int>(n_lanes<T>);
+  Vector rows[lanes];
+#pragma GCC unroll 16
+  for (int i = 0; i < lanes; ++i) rows[i] = *reinterpret_cast<const Vector*>(source + i * source_step);
+#pragma GCC unroll 4
+  for (int distance = 1; distance < lanes; distance *= 2) {
+    Indices low{}, high{};
+#pragma GCC unroll 16
+    for (int lane = 0; lane < lanes; ++lane) {
+      const bool upper = (lane & distance) != 0;
+      low[lane] = upper ? lanes + lane - distance : lane;
+      high[lane] = upper ? lanes + lane : lane + distance;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < lanes; ++i) {
+      if ((i & distance) != 0) continue;
+      const Vector a = rows[i], b = rows[i + distance];
+      rows[i] = __builtin_shuffle(a, b, low);
+      rows[i + distance] = __builtin_shuffle(a, b, high);
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < lanes; ++i) *reinterpret_cast<Vector*>(target + i * target_step) = rows[i];
+}
+
+}  // namespace matrix_block_detail
+
+/// target(j, i) = source(i, j) for an (m, n) source: whole tiles in registers, the rims element by element.
 template <class T>
 void transpose_block(int64_t m, int64_t n, const T* source, int64_t source_step, T* target,
                      int64_t target_step) {
-  constexpr int64_t tile = 8;
-  for (int64_t i = 0; i < m; i += tile) {
-    for (int64_t j = 0; j < n; j += tile) {
-      const int64_t i_end = std::min(m, i + tile), j_end = std::min(n, j + tile);
-      for (int64_t jj = j; jj < j_end; ++jj) {
-        for (int64_t ii = i; ii < i_end; ++ii) target[jj * target_step + ii] = source[ii * source_step + jj];
-      }
+  constexpr int64_t tile = n_lanes<T>;
+  const int64_t m_tiled = m / tile * tile, n_tiled = n / tile * tile;
+  for (int64_t i = 0; i < m_tiled; i += tile) {
+    for (int64_t j = 0; j < n_tiled; j += tile) {
+      matrix_block_detail::transpose_tile(source + i * source_step + j, source_step,
+                                          target + j * target_step + i, target_step);
     }
+  }
+  for (int64_t i = 0; i < m; ++i) {
+    for (int64_t j = i < m_tiled ? n_tiled : 0; j < n; ++j)
+      target[j * target_step + i] = source[i * source_step + j];
   }
 }
 

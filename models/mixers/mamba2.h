@@ -36,7 +36,7 @@ struct Mamba2Config : MixerConfig {
   std::array<std::optional<double>, 2> dt_limit = {0.0, std::nullopt};
   bool bias = false;
   bool conv_bias = true;
-  int64_t chunk_len = 64;
+  int64_t chunk_len = 32;
   bool learnable_init_states = false;
   std::string form = "automatic";
 

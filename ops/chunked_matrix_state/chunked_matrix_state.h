@@ -14,7 +14,7 @@ enum class MatrixStateForm {
 };
 
 struct MatrixStateOptions {
-  int64_t chunk_len = 64;  ///< steps per chunk; a matter of speed only
+  int64_t chunk_len = 32;  ///< steps per chunk; a matter of speed only
   MatrixStateForm form = MatrixStateForm::automatic;
 };
 

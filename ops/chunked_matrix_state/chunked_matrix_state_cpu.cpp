@@ -29,6 +29,7 @@
 #include "core/parallel.h"
 #include "core/simd_math.h"
 #include "ops/chunked_matrix_state/matrix_state_head.h"
+#include "ops/lane_sums.h"
 
 namespace headwater {
 namespace {
@@ -443,8 +444,7 @@ class BackwardHead {
       const T* grad = grad_scores_ + i * score_step_;
       const T* score = scores + i * score_step_;
       for (int64_t s = 0; s < i; ++s) column_sums_[s] += grad[s] * score[s];
-      T within = 0;
-      for (int64_t s = 0; s < i; ++s) within += column_sums_[s];
+      const T within = lane_sum<T>(i, [this](int64_t s) { return column_sums_[s]; });
       const double total = static_cast<double>(within) + from_start + into_end_[i] + through;
       out.constant_decay += total;
       if (out.grad_log_decay != nullptr)

@@ -51,9 +51,16 @@ void forward(const RmsNormForwardArgs& args) {
   });
 }
 
+/// One row's working memory.
+template <class T>
+struct RowScratch {
+  explicit RowScratch(int64_t d) : v(d), g_weight(d), gate_sigmoid(d) {}
+  std::vector<T> v, g_weight, gate_sigmoid;
+};
+
 /// The gradients of one row; adds its part of grad_weight to `grad_weight`.
 template <class T>
-void backward_row(const RmsNormBackwardArgs& args, int64_t row, T* v, T* g_weight, T* grad_weight) {
+void backward_row(const RmsNormBackwardArgs& args, int64_t row, RowScratch<T>& scratch, T* grad_weight) {
   const int64_t d = args.x.dim(-1);
   const int64_t n_groups = args.inverse_rms.dim(1);
   const int64_t group_size = d / n_groups;
@@ -63,29 +70,36 @@ void backward_row(const RmsNormBackwardArgs& args, int64_t row, T* v, T* g_weigh
   const T* grad_y = args.grad_y.data<T>() + row * d;
   T* grad_x = args.grad_x.data<T>() + row * d;
   T* grad_gate = gate != nullptr ? args.grad_gate.data<T>() + row * d : nullptr;
+  const bool gate_first = gate != nullptr && !args.norm_before_gate;
   const bool gate_last = gate != nullptr && args.norm_before_gate;
+  T* v = scratch.v.data();
+  T* g_weight = scratch.g_weight.data();
+  T* s = scratch.gate_sigmoid.data();  // computed once: the exponential is the dearest part of a gated row
 
-  gated_row(x, gate, args.norm_before_gate, d, v);
+  if (gate != nullptr) {
+    for (int64_t j = 0; j < d; ++j) s[j] = sigmoid(gate[j]);
+  }
+  for (int64_t j = 0; j < d; ++j) v[j] = gate_first ? x[j] * gate[j] * s[j] : x[j];
   for (int64_t group = 0; group < n_groups; ++group) {
-    const int64_t first = group * group_size;
+    const int64_t first = group * group_size, last = first + group_size;
     const T r = args.inverse_rms.data<T>()[row * n_groups + group];
-    for (int64_t j = first; j < first + group_size; ++j) {
-      const T g = gate_last ? grad_y[j] * silu(gate[j]) : grad_y[j];
+    for (int64_t j = first; j < last; ++j) {
+      const T g = gate_last ? grad_y[j] * gate[j] * s[j] : grad_y[j];
       grad_weight[j] += g * v[j] * r;
       g_weight[j] = g * weight[j];
     }
     const T mean = dot_product(g_weight + first, v + first, group_size) / static_cast<T>(group_size);
-    for (int64_t j = first; j < first + group_size; ++j) grad_x[j] = r * (g_weight[j] - v[j] * r * r * mean);
+    for (int64_t j = first; j < last; ++j) grad_x[j] = r * (g_weight[j] - v[j] * r * r * mean);
     if (gate_last) {
-      for (int64_t j = first; j < first + group_size; ++j) {
-        grad_gate[j] = grad_y[j] * v[j] * r * weight[j] * silu_derivative(gate[j]);
+      for (int64_t j = first; j < last; ++j) {
+        grad_gate[j] = grad_y[j] * v[j] * r * weight[j] * s[j] * (T{1} + gate[j] * (T{1} - s[j]));
       }
     }
   }
-  if (gate != nullptr && !gate_last) {
+  if (gate_first) {
     for (int64_t j = 0; j < d; ++j) {
-      grad_gate[j] = grad_x[j] * x[j] * silu_derivative(gate[j]);
-      grad_x[j] *= silu(gate[j]);
+      grad_gate[j] = grad_x[j] * x[j] * s[j] * (T{1} + gate[j] * (T{1} - s[j]));
+      grad_x[j] *= gate[j] * s[j];
     }
   }
 }
@@ -96,10 +110,10 @@ void backward(const RmsNormBackwardArgs& args) {
   const RowBlocks blocks(rows_of(args.x.shape()));
   const Tensor partial = Tensor::zeros({blocks.n_blocks, d}, args.x.dtype());
   parallel_for_each(blocks.n_blocks, [&](int64_t block) {
-    std::vector<T> v(d), g_weight(d);
+    RowScratch<T> scratch(d);
     T* grad_weight = partial.data<T>() + block * d;
     for (int64_t row = blocks.begin(block); row < blocks.end(block); ++row) {
-      backward_row(args, row, v.data(), g_weight.data(), grad_weight);
+      backward_row(args, row, scratch, grad_weight);
     }
   });
   if (args.grad_weight.defined()) {
