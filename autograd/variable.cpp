@@ -41,6 +41,12 @@ Variable Variable::parameter(Tensor value, Tensor gradient) {
   return result;
 }
 
+Variable Variable::without_value() const {
+  Variable result;
+  result.gradient_ = gradient_;
+  return result;
+}
+
 Variable Variable::parameter_rows(int64_t begin, int64_t end) const {
   if (!gradient_) return Variable(value_.narrow(begin, end));
   return parameter(value_.narrow(begin, end), gradient_->tensor().narrow(begin, end));

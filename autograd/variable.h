@@ -60,6 +60,9 @@ class Variable {
   /// Only where requires_gradient().
   Gradient& gradient() const { return *gradient_; }
 
+  /// The gradient's place without the value: what a backward function should capture of an input whose elements it does
+  /// not need, so that the tape does not keep them alive.
+  Variable without_value() const;
   /// The same elements as a constant: gradients stop here.
   Variable detach() const { return Variable(value_); }
   /// Rows [begin, end) of a parameter's leading axis, itself a parameter: value and gradient are views.

@@ -18,6 +18,7 @@
 //   grad_log_decay[i] = sum_{s < i <= t} T[t,s] (q k^T)[t,s] + sum_{t >= i} e[t] q[t].(S g[t])
 //                       + sum_{s < i} f[s] u[s].(dS'^T k[s]) + through <S, dS'>
 // The last sum is taken over its ranges directly: as a difference of row and column sums it would cancel.
+// The factors e and f are applied where rows are short: to g, u and results of width d_value, not to q and k.
 // Masked entries are set to zero, never multiplied by it: beyond the diagonal exp(B[i] - B[j]) overflows.
 //
 // Source   families of arXiv:2405.21060 sections 6 and 7; derivation of the gradient: differentiate the lines
@@ -124,6 +125,29 @@ void pack_rows(const T* source, int64_t source_step, int64_t rows, int64_t width
   }
 }
 
+/// rows[i] *= factors[i].
+template <class T>
+void scale_rows(T* rows, int64_t row_step, int64_t n_rows, int64_t width, const T* factors) {
+  for (int64_t i = 0; i < n_rows; ++i) {
+    for (int64_t j = 0; j < width; ++j) rows[i * row_step + j] *= factors[i];
+  }
+}
+
+/// The right matrix of a product.
+template <class T>
+struct RightMatrix {
+  const T* data;
+  int64_t row_step;
+};
+
+/// `source` itself where whole vectors fit its rows, else a padded copy in `buffer`.
+template <class T>
+RightMatrix<T> right_matrix(const T* source, int64_t source_step, int64_t rows, int64_t width, T* buffer) {
+  if (width % n_lanes<T> == 0) return {source, source_step};
+  pack_rows<T>(source, source_step, rows, width, nullptr, 0, buffer, padded<T>(width));
+  return {buffer, padded<T>(width)};
+}
+
 /// q k^T of one chunk, lower triangle, rows `score_step` apart. Heads of a group share it.
 template <class T>
 void compute_scores(const MatrixStateHead<T>& head, int64_t begin, int64_t m, T* keys_transposed,
@@ -190,16 +214,13 @@ class ForwardHead {
  public:
   explicit ForwardHead(const ChunkSizes& sizes)
       : sizes_(sizes),
-        key_step_(padded<T>(sizes.d_key)),
         value_step_(padded<T>(sizes.d_value)),
         score_step_(padded<T>(sizes.chunk_len)),
-        scratch_(sizes.d_key * value_step_ +
-                 sizes.chunk_len * (2 * key_step_ + 2 * value_step_ + score_step_) +
+        scratch_(sizes.d_key * value_step_ + sizes.chunk_len * (3 * value_step_ + score_step_) +
                  ChunkDecay<T>::scratch_rows * score_step_),
         state_(scratch_.take(sizes.d_key, value_step_)),
-        queries_(scratch_.take(sizes.chunk_len, key_step_)),
-        keys_(scratch_.take(sizes.chunk_len, key_step_)),
         values_(scratch_.take(sizes.chunk_len, value_step_)),
+        decayed_values_(scratch_.take(sizes.chunk_len, value_step_)),
         result_(scratch_.take(sizes.chunk_len, value_step_)),
         weights_(scratch_.take(sizes.chunk_len, score_step_)),
         decay_(scratch_, sizes.chunk_len, segments_) {}
@@ -222,22 +243,22 @@ class ForwardHead {
  private:
   void run_chunk(const MatrixStateHead<T>& head, int64_t begin, int64_t m, const T* scores) {
     const T* scale = head.value_scale ? head.value_scale + begin * head.scale_step : nullptr;
+    const LeftMatrix<T> queries{head.q + begin * head.key_step, head.key_step, 1};
+    const LeftMatrix<T> keys{head.k + begin * head.key_step, head.key_step, 1};
     decay_.compute(head, begin, m);
-    pack_rows(head.q + begin * head.key_step, head.key_step, m, sizes_.d_key, decay_.from_start, 1, queries_,
-              key_step_);
-    pack_rows(head.k + begin * head.key_step, head.key_step, m, sizes_.d_key, decay_.to_end, 1, keys_,
-              key_step_);
     pack_rows(head.v + begin * head.value_step, head.value_step, m, sizes_.d_value, scale, head.scale_step,
               values_, value_step_);
+    pack_rows<T>(values_, value_step_, m, sizes_.d_value, decay_.to_end, 1, decayed_values_, value_step_);
     weigh<T>(decay_, m, scores, score_step_, weights_, nullptr);
-    multiply_block<T>(m, sizes_.d_value, sizes_.d_key, {queries_, key_step_, 1}, state_, value_step_, false,
-                      result_, value_step_);
+    multiply_block<T>(m, sizes_.d_value, sizes_.d_key, queries, state_, value_step_, false, result_,
+                      value_step_);
+    scale_rows(result_, value_step_, m, sizes_.d_value, decay_.from_start);
     multiply_block<T>(m, sizes_.d_value, m, {weights_, score_step_, 1}, values_, value_step_, true, result_,
                       value_step_, Triangle::left_lower);
     write_outputs(head, begin, m);
     scale_state(state_, sizes_.d_key * value_step_, decay_.through);
-    multiply_block<T>(sizes_.d_key, sizes_.d_value, m, LeftMatrix<T>{keys_, key_step_, 1}.transposed(),
-                      values_, value_step_, true, state_, value_step_);
+    multiply_block<T>(sizes_.d_key, sizes_.d_value, m, keys.transposed(), decayed_values_, value_step_, true,
+                      state_, value_step_);
   }
 
   void write_outputs(const MatrixStateHead<T>& head, int64_t begin, int64_t m) {
@@ -256,9 +277,9 @@ class ForwardHead {
   }
 
   const ChunkSizes sizes_;
-  const int64_t key_step_, value_step_, score_step_;
+  const int64_t value_step_, score_step_;
   Scratch<T> scratch_;
-  T *state_, *queries_, *keys_, *values_, *result_, *weights_;
+  T *state_, *values_, *decayed_values_, *result_, *weights_;
   std::vector<int64_t> segments_;
   ChunkDecay<T> decay_;
 };
@@ -300,19 +321,19 @@ class BackwardHead {
         value_step_(padded<T>(sizes.d_value)),
         score_step_(padded<T>(sizes.chunk_len)),
         scratch_((sizes.n_chunks + 1) * sizes.d_value * key_step_ + sizes.d_key * value_step_ +
-                 sizes.chunk_len * (7 * key_step_ + 4 * value_step_ + 2 * score_step_) +
+                 sizes.chunk_len * (4 * key_step_ + 5 * value_step_ + 2 * score_step_) +
                  sizes.d_value * score_step_ + (ChunkDecay<T>::scratch_rows + 1) * score_step_),
         states_(scratch_.take(sizes.n_chunks * sizes.d_value, key_step_)),
         grad_state_transposed_(scratch_.take(sizes.d_value, key_step_)),
         grad_state_(scratch_.take(sizes.d_key, value_step_)),
-        queries_(scratch_.take(sizes.chunk_len, key_step_)),
-        decayed_queries_(scratch_.take(sizes.chunk_len, key_step_)),
-        keys_(scratch_.take(sizes.chunk_len, key_step_)),
-        decayed_keys_(scratch_.take(sizes.chunk_len, key_step_)),
+        query_buffer_(scratch_.take(sizes.chunk_len, key_step_)),
+        key_buffer_(scratch_.take(sizes.chunk_len, key_step_)),
         grad_queries_(scratch_.take(sizes.chunk_len, key_step_)),
         grad_keys_(scratch_.take(sizes.chunk_len, key_step_)),
         values_(scratch_.take(sizes.chunk_len, value_step_)),
-        grad_outputs_(scratch_.take(sizes.chunk_len, value_step_)),
+        decayed_values_(scratch_.take(sizes.chunk_len, value_step_)),
+        grad_output_buffer_(scratch_.take(sizes.chunk_len, value_step_)),
+        decayed_grad_outputs_(scratch_.take(sizes.chunk_len, value_step_)),
         grad_values_(scratch_.take(sizes.chunk_len, value_step_)),
         values_transposed_(scratch_.take(sizes.d_value, score_step_)),
         weights_(scratch_.take(sizes.chunk_len, score_step_)),
@@ -337,13 +358,17 @@ class BackwardHead {
  private:
   T* state_entering(int64_t chunk) const { return states_ + chunk * sizes_.d_value * key_step_; }
 
+  /// The chunk's decays, u = value_scale * v, and f u.
   void load_chunk(const MatrixStateHead<T>& head, int64_t begin, int64_t m) {
     const T* scale = head.value_scale ? head.value_scale + begin * head.scale_step : nullptr;
     decay_.compute(head, begin, m);
-    pack_rows(head.k + begin * head.key_step, head.key_step, m, sizes_.d_key, decay_.to_end, 1, decayed_keys_,
-              key_step_);
     pack_rows(head.v + begin * head.value_step, head.value_step, m, sizes_.d_value, scale, head.scale_step,
               values_, value_step_);
+    pack_rows<T>(values_, value_step_, m, sizes_.d_value, decay_.to_end, 1, decayed_values_, value_step_);
+  }
+
+  RightMatrix<T> keys_of(const MatrixStateHead<T>& head, int64_t begin, int64_t m) {
+    return right_matrix(head.k + begin * head.key_step, head.key_step, m, sizes_.d_key, key_buffer_);
   }
 
   /// The state entering every chunk, transposed to (d_value, d_key), as the backward reads it.
@@ -358,8 +383,10 @@ class BackwardHead {
       load_chunk(head, sizes_.begin(chunk), m);
       T* next = state_entering(chunk + 1);
       for (int64_t i = 0; i < sizes_.d_value * key_step_; ++i) next[i] = decay_.through * state[i];
-      multiply_block<T>(sizes_.d_value, sizes_.d_key, m, LeftMatrix<T>{values_, value_step_, 1}.transposed(),
-                        decayed_keys_, key_step_, true, next, key_step_);
+      const RightMatrix<T> keys = keys_of(head, sizes_.begin(chunk), m);
+      multiply_block<T>(sizes_.d_value, sizes_.d_key, m,
+                        LeftMatrix<T>{decayed_values_, value_step_, 1}.transposed(), keys.data, keys.row_step,
+                        true, next, key_step_);
       state = next;
     }
   }
@@ -378,51 +405,47 @@ class BackwardHead {
     const int64_t d_key = sizes_.d_key, d_value = sizes_.d_value;
     const T* state = state_entering(chunk);
     load_chunk(head, begin, m);
-    pack_rows<T>(head.q + begin * head.key_step, head.key_step, m, d_key, nullptr, 0, queries_, key_step_);
-    pack_rows<T>(head.k + begin * head.key_step, head.key_step, m, d_key, nullptr, 0, keys_, key_step_);
-    pack_rows<T>(queries_, key_step_, m, d_key, decay_.from_start, 1, decayed_queries_, key_step_);
-    pack_rows<T>(out.grad_y + begin * head.value_step, head.value_step, m, d_value, nullptr, 0, grad_outputs_,
-                 value_step_);
+    const LeftMatrix<T> queries{head.q + begin * head.key_step, head.key_step, 1};
+    const RightMatrix<T> keys = keys_of(head, begin, m);
+    const RightMatrix<T> right_queries = right_matrix(queries.data, head.key_step, m, d_key, query_buffer_);
+    const RightMatrix<T> grad_outputs =
+        right_matrix(out.grad_y + begin * head.value_step, head.value_step, m, d_value, grad_output_buffer_);
+    pack_rows<T>(grad_outputs.data, grad_outputs.row_step, m, d_value, decay_.from_start, 1,
+                 decayed_grad_outputs_, value_step_);
     transpose_block(d_key, d_value, grad_state_, value_step_, grad_state_transposed_, key_step_);
 
-    compute_grad_scores(m);
+    compute_grad_scores(grad_outputs, m);
     weigh(decay_, m, scores, score_step_, weights_, grad_scores_);
 
     // What reaches each step through the states first: the gradient of the decays needs these parts alone.
-    multiply_block<T>(m, d_key, d_value, {grad_outputs_, value_step_, 1}, state, key_step_, false,
+    multiply_block<T>(m, d_key, d_value, {decayed_grad_outputs_, value_step_, 1}, state, key_step_, false,
                       grad_queries_, key_step_);
-    multiply_block<T>(m, d_key, d_value, {values_, value_step_, 1}, grad_state_transposed_, key_step_, false,
-                      grad_keys_, key_step_);
-    multiply_block<T>(m, d_value, d_key, {decayed_keys_, key_step_, 1}, grad_state_, value_step_, false,
+    multiply_block<T>(m, d_key, d_value, {decayed_values_, value_step_, 1}, grad_state_transposed_, key_step_,
+                      false, grad_keys_, key_step_);
+    multiply_block<T>(m, d_value, d_key, {keys.data, keys.row_step, 1}, grad_state_, value_step_, false,
                       grad_values_, value_step_);
-    scale_rows(grad_queries_, m, decay_.from_start);
-    scale_rows(grad_keys_, m, decay_.to_end);
+    scale_rows(grad_values_, value_step_, m, d_value, decay_.to_end);
     if (head.log_decay != nullptr) compute_grad_log_decay(head, begin, m, scores, state, out);
 
-    multiply_block<T>(m, d_key, m, {grad_scores_, score_step_, 1}, keys_, key_step_, true, grad_queries_,
-                      key_step_, Triangle::left_lower);
-    multiply_block<T>(m, d_key, m, LeftMatrix<T>{grad_scores_, score_step_, 1}.transposed(), queries_,
-                      key_step_, true, grad_keys_, key_step_, Triangle::left_upper);
-    multiply_block<T>(m, d_value, m, LeftMatrix<T>{weights_, score_step_, 1}.transposed(), grad_outputs_,
-                      value_step_, true, grad_values_, value_step_, Triangle::left_upper);
+    multiply_block<T>(m, d_key, m, {grad_scores_, score_step_, 1}, keys.data, keys.row_step, true,
+                      grad_queries_, key_step_, Triangle::left_lower);
+    multiply_block<T>(m, d_key, m, LeftMatrix<T>{grad_scores_, score_step_, 1}.transposed(),
+                      right_queries.data, right_queries.row_step, true, grad_keys_, key_step_,
+                      Triangle::left_upper);
+    multiply_block<T>(m, d_value, m, LeftMatrix<T>{weights_, score_step_, 1}.transposed(), grad_outputs.data,
+                      grad_outputs.row_step, true, grad_values_, value_step_, Triangle::left_upper);
     deliver(head, begin, m, out);
 
     scale_state(grad_state_, d_key * value_step_, decay_.through);
-    multiply_block<T>(d_key, d_value, m, LeftMatrix<T>{decayed_queries_, key_step_, 1}.transposed(),
-                      grad_outputs_, value_step_, true, grad_state_, value_step_);
+    multiply_block<T>(d_key, d_value, m, queries.transposed(), decayed_grad_outputs_, value_step_, true,
+                      grad_state_, value_step_);
   }
 
   /// grad_scores = g u^T, lower triangle; not yet decayed.
-  void compute_grad_scores(int64_t m) {
+  void compute_grad_scores(const RightMatrix<T>& grad_outputs, int64_t m) {
     transpose_block(m, sizes_.d_value, values_, value_step_, values_transposed_, score_step_);
-    multiply_block<T>(m, m, sizes_.d_value, {grad_outputs_, value_step_, 1}, values_transposed_, score_step_,
-                      false, grad_scores_, score_step_, Triangle::result_lower);
-  }
-
-  void scale_rows(T* rows, int64_t m, const T* factors) const {
-    for (int64_t i = 0; i < m; ++i) {
-      for (int64_t n = 0; n < sizes_.d_key; ++n) rows[i * key_step_ + n] *= factors[i];
-    }
+    multiply_block<T>(m, m, sizes_.d_value, {grad_outputs.data, grad_outputs.row_step, 1}, values_transposed_,
+                      score_step_, false, grad_scores_, score_step_, Triangle::result_lower);
   }
 
   void compute_grad_log_decay(const MatrixStateHead<T>& head, int64_t begin, int64_t m, const T* scores,
@@ -440,7 +463,8 @@ class BackwardHead {
     double from_start = 0.0;  // sum over t >= i of e[t] q[t].(S g[t])
     std::fill(column_sums_, column_sums_ + score_step_, T{0});
     for (int64_t i = m - 1; i >= 0; --i) {
-      from_start += dot_product(queries_ + i * key_step_, grad_queries_ + i * key_step_, sizes_.d_key);
+      from_start +=
+          dot_product(head.q + (begin + i) * head.key_step, grad_queries_ + i * key_step_, sizes_.d_key);
       const T* grad = grad_scores_ + i * score_step_;
       const T* score = scores + i * score_step_;
       for (int64_t s = 0; s < i; ++s) column_sums_[s] += grad[s] * score[s];
@@ -463,7 +487,7 @@ class BackwardHead {
       }
       const T* v = head.v + t * head.value_step;
       const T* grad_u = grad_values_ + i * value_step_;
-      const T* g = grad_outputs_ + i * value_step_;
+      const T* g = out.grad_y + t * head.value_step;
       T* grad_v = out.grad_v + t * head.value_step;
       const T scale = head.scale_at(t);
       if (out.grad_value_scale != nullptr) {
@@ -484,8 +508,9 @@ class BackwardHead {
   const int64_t key_step_, value_step_, score_step_;
   Scratch<T> scratch_;
   T *states_, *grad_state_transposed_, *grad_state_;
-  T *queries_, *decayed_queries_, *keys_, *decayed_keys_, *grad_queries_, *grad_keys_;
-  T *values_, *grad_outputs_, *grad_values_, *values_transposed_;
+  T *query_buffer_, *key_buffer_, *grad_queries_, *grad_keys_;
+  T *values_, *decayed_values_, *grad_output_buffer_, *decayed_grad_outputs_, *grad_values_,
+      *values_transposed_;
   T *weights_, *grad_scores_, *column_sums_;
   std::vector<double> into_end_;  // of step i: sum over s < i of f[s] u[s].(dS'^T k[s])
   std::vector<int64_t> segments_;
@@ -496,7 +521,7 @@ class BackwardHead {
 /// partial sum of its own; how many tasks share a group depends on the shape alone, and so do the bits.
 struct HeadTasks {
   explicit HeadTasks(const ChunkSizes& sizes) : heads_per_group(sizes.heads_per_group()) {
-    constexpr int64_t wanted_tasks = 16;
+    constexpr int64_t wanted_tasks = 8;
     const int64_t n_groups = sizes.batch * sizes.n_groups;
     const int64_t wanted_parts = std::clamp<int64_t>(wanted_tasks / n_groups, 1, heads_per_group);
     heads_per_task = (heads_per_group + wanted_parts - 1) / wanted_parts;

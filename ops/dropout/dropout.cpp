@@ -15,9 +15,9 @@ Variable dropout(const Variable& x, double drop_prob, const DropoutKey& key) {
   dropout_mask(x.device(), {x.value(), y.value(), drop_prob, key});
 
   if (Tape* tape = Tape::recording({x})) {
-    tape->record({&y}, [x, drop_prob, key](const std::vector<Tensor>& grad_outputs) {
+    tape->record({&y}, [x = x.without_value(), drop_prob, key](const std::vector<Tensor>& grad_outputs) {
       const Tensor grad_x = empty_like(grad_outputs[0]);
-      dropout_mask(x.device(), {grad_outputs[0], grad_x, drop_prob, key});
+      dropout_mask(grad_x.device(), {grad_outputs[0], grad_x, drop_prob, key});
       x.add_gradient(grad_x);
     });
   }

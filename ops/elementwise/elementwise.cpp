@@ -43,11 +43,12 @@ Variable add(const Variable& a, const Variable& b) {
   Variable y(empty_like(a.value()));
   elementwise_add(a.device(), {a.value(), b.value(), y.value()});
   if (Tape* tape = Tape::recording({a, b})) {
-    tape->record({&y}, [a, b](const std::vector<Tensor>& grad_outputs) {
-      // Both get the same handle; a Gradient copies before it writes to memory that is not its own.
-      a.add_gradient(grad_outputs[0]);
-      b.add_gradient(grad_outputs[0]);
-    });
+    tape->record({&y},
+                 [a = a.without_value(), b = b.without_value()](const std::vector<Tensor>& grad_outputs) {
+                   // Both get the same handle; a Gradient copies before it writes to memory that is not its own.
+                   a.add_gradient(grad_outputs[0]);
+                   b.add_gradient(grad_outputs[0]);
+                 });
   }
   return y;
 }
@@ -75,9 +76,9 @@ Variable scale(const Variable& x, double factor) {
   Variable y(empty_like(x.value()));
   elementwise_scale(x.device(), {x.value(), y.value(), factor});
   if (Tape* tape = Tape::recording({x})) {
-    tape->record({&y}, [x, factor](const std::vector<Tensor>& grad_outputs) {
-      const Tensor grad_x = empty_like(x.value());
-      elementwise_scale(x.device(), {grad_outputs[0], grad_x, factor});
+    tape->record({&y}, [x = x.without_value(), factor](const std::vector<Tensor>& grad_outputs) {
+      const Tensor grad_x = empty_like(grad_outputs[0]);
+      elementwise_scale(grad_x.device(), {grad_outputs[0], grad_x, factor});
       x.add_gradient(grad_x);
     });
   }

@@ -32,8 +32,8 @@ Tensor transposed(const Tensor& x) {
 Variable reshape(const Variable& x, const Shape& shape) {
   Variable y(x.value().reshape(shape));
   if (Tape* tape = Tape::recording({x})) {
-    tape->record({&y}, [x](const std::vector<Tensor>& grad_outputs) {
-      x.add_gradient(grad_outputs[0].reshape(x.shape()));
+    tape->record({&y}, [x = x.without_value(), shape = x.shape()](const std::vector<Tensor>& grad_outputs) {
+      x.add_gradient(grad_outputs[0].reshape(shape));
     });
   }
   return y;
