@@ -184,6 +184,12 @@ int PowerLossFileSystem::make_directory(const Path& path) {
   return result;
 }
 
+bool PowerLossFileSystem::is_removed(ino_t inode) const {
+  struct ::stat status {};
+  ::fstat(held_.at(inode), &status);
+  return status.st_nlink == 0;
+}
+
 void PowerLossFileSystem::restore(const Path& target, Survivors survivors) {
   restore_folder(root_, target, survivors);
 }
@@ -191,7 +197,9 @@ void PowerLossFileSystem::restore(const Path& target, Survivors survivors) {
 void PowerLossFileSystem::restore_folder(ino_t folder, const Path& target, Survivors survivors) {
   std::filesystem::create_directories(target);
   const bool is_live = survivors == Survivors::entries;
+  int n_removed = 0;
   for (const auto& [name, inode] : is_live ? live_entries(held_.at(folder)) : durable_entries_[folder]) {
+    if (survivors == Survivors::removals && is_removed(inode) && n_removed++ > 0) continue;
     if (std::filesystem::is_directory(path_of(held_.at(inode)))) {
       restore_folder(inode, target / name, survivors);
     } else {

@@ -76,8 +76,9 @@ class FaultyFileSystem : public FileSystem {
 /// synced, the entries of a folder as they were when it was last synced.
 class PowerLossFileSystem : public FaultyFileSystem {
  public:
-  /// What survives without having been synced: a disk may write bytes or names first.
-  enum class Survivors { nothing, entries, bytes };
+  /// What reaches the disk without having been synced, since it may write in any order: nothing, all names,
+  /// all bytes, or all removals but the first of each folder.
+  enum class Survivors { nothing, entries, bytes, removals };
 
   /// All that is under `root` now is on the disk.
   PowerLossFileSystem(const Path& root, const Faults& faults);
@@ -97,6 +98,7 @@ class PowerLossFileSystem : public FaultyFileSystem {
   ino_t hold(const Path& path);
   void persist(int file);
   Entries live_entries(int folder);
+  bool is_removed(ino_t inode) const;
   void restore_folder(ino_t folder, const Path& target, Survivors survivors);
 
   std::map<ino_t, int> held_;

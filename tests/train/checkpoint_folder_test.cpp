@@ -239,7 +239,8 @@ TEST_CASE("checkpoint_folder: a process that dies at any call leaves whole check
 using Survivors = PowerLossFileSystem::Survivors;
 
 TEST_CASE("checkpoint_folder: a power loss at any call of a save leaves whole checkpoints only") {
-  const Survivors survivors = GENERATE(Survivors::nothing, Survivors::entries, Survivors::bytes);
+  const Survivors survivors =
+      GENERATE(Survivors::nothing, Survivors::entries, Survivors::bytes, Survivors::removals);
   const bool replaces = GENERATE(false, true);
   TestRun run;
   save(run.checkpoints(), 1);
@@ -401,7 +402,8 @@ TEST_CASE("checkpoint_folder: retention never deletes the newest intact checkpoi
 }
 
 TEST_CASE("checkpoint_folder: a deletion that stops or loses power anywhere leaves whole checkpoints only") {
-  const Survivors survivors = GENERATE(Survivors::nothing, Survivors::entries, Survivors::bytes);
+  const Survivors survivors =
+      GENERATE(Survivors::nothing, Survivors::entries, Survivors::bytes, Survivors::removals);
   for (int n = 1;; ++n) {
     TestRun run;
     for (int64_t step = 1; step <= 3; ++step) save(run.checkpoints(), step);
