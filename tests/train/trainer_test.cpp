@@ -229,7 +229,8 @@ TEST_CASE("model folder: written, read, and read again as Hugging Face's keys al
   REQUIRE(begin != std::string::npos);
   text.erase(begin, text.rfind('}') - begin);
   write_file_atomically(config, text);
-  CHECK(evaluate(*read_model(checkpoint), shard, {.length = 33}).loss == loss);
+  // The other layout does not carry chunk_len's meaning for speed; another chunk_len rounds otherwise.
+  CHECK(evaluate(*read_model(checkpoint), shard, {.length = 33}).loss == Approx(loss).epsilon(1e-6));
 }
 
 TEST_CASE("model folder: every misfit is listed at once") {
