@@ -163,7 +163,7 @@ std::string advice_beside(const Path& checkpoint) {
   for (const CheckpointInfo& other : others) {
     if (step && other.step >= *step) continue;
     if (!is_intact(other)) continue;
-    return fmt::format("the previous checkpoint {} is intact: resume with checkpoint={}",
+    return fmt::format("the previous checkpoint {} is intact: resume with --checkpoint {}",
                        checkpoint_name(other.step), other.path.string());
   }
   return "no earlier checkpoint beside it is intact";

@@ -203,6 +203,10 @@ TEST_CASE("headwater: damaged or missing files are named") {
   check_refused("eval " + workshop.name("nothing"), "there is no such folder");
   check_refused("resume " + workshop.name("nothing"), "nothing");
   check_refused("generate " + workshop.name("tokens") + " --prompt x", "there is no checkpoint in it");
+  // A folder that cannot be made or written, even by root: its parent is a file.
+  const std::string below_a_file = quoted((workshop.path("text.txt") / "run").string());
+  check_refused("train " + workshop.name("config.yaml") + " run=" + below_a_file, "text.txt");
+  check_refused("prepare --text " + workshop.name("text.txt") + " --out " + below_a_file, "text.txt");
 
   const Path shard = workshop.path("tokens") / "train.bin";
   const std::string bytes = read_text_file(shard, 1 << 24);
