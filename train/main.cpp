@@ -13,6 +13,7 @@
 #include "train/model_folder.h"
 #include "train/prepare.h"
 #include "train/trainer.h"
+#include "train/verify.h"
 
 namespace headwater {
 namespace {
@@ -189,6 +190,35 @@ void add_generate(CLI::App& app) {
   });
 }
 
+void add_verify(CLI::App& app) {
+  auto* command =
+      app.add_subcommand("verify", "Hold this machine's kernels against recorded cases, in every form");
+  struct Arguments {
+    std::vector<std::string> paths;
+    std::string dtype = "f32";
+    bool skip_unsupported = false;
+    int64_t threads = 0;
+  };
+  auto args = std::make_shared<Arguments>();
+  command->add_option("GOLDEN", args->paths, "Recorded cases (.safetensors), or folders of them")->required();
+  command->add_flag("--skip-unsupported", args->skip_unsupported,
+                    "Cases of families not built yet do not count as failures");
+  command->add_option("--dtype", args->dtype, "What to compute in")
+      ->check(CLI::IsMember({"f32", "f64"}))
+      ->capture_default_str();
+  command->add_option("--threads", args->threads, "CPU threads; 0: all cores")->capture_default_str();
+  command->callback([args] {
+    set_n_threads(static_cast<int>(args->threads));
+    const std::vector<Path> paths(args->paths.begin(), args->paths.end());
+    const VerifyReport report = verify(paths, {.dtype = args->dtype == "f64" ? DType::f64 : DType::f32});
+    fmt::print("{}", report.text());
+    if (report.ok(args->skip_unsupported)) return;
+    throw Error(ErrorKind::fell_short,
+                fmt::format("verify: {} of {} files failed, {} are unsupported", report.n_failed(),
+                            report.files.size(), report.n_unsupported()));
+  });
+}
+
 void add_bench(CLI::App& app) {
   auto* command =
       app.add_subcommand("bench", "Measure training steps, decoding, or an engine on this machine");
@@ -248,6 +278,7 @@ int run(int argc, char** argv) {
   add_resume(app);
   add_eval(app);
   add_generate(app);
+  add_verify(app);
   add_bench(app);
   add_describe(app);
   try {
