@@ -19,7 +19,7 @@ struct Device {
 std::string to_string(Device device);
 
 /// Reads "cpu", "cuda" or "cuda:N". Throws an input error for anything else, and a machine error that
-/// says how to build with CUDA where this build has none.
+/// says so where this build has no CUDA.
 Device parse_device(const std::string& text);
 
 }  // namespace headwater

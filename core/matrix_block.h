@@ -124,8 +124,7 @@ void multiply_rows(int64_t n_vectors, int64_t n_inner, LeftMatrix<T> left, const
 /// result = left right, or result += left right.
 ///
 /// Shapes   left: (m, n_inner)   right: (n_inner, n), rows `right_step` apart   result: (m, n), rows
-/// `result_step` apart.
-///          Rows of right and result must be readable and writable up to padded<T>(n).
+///          `result_step` apart. Rows of right and result must be readable and writable up to padded<T>(n).
 template <class T>
 void multiply_block(int64_t m, int64_t n, int64_t n_inner, LeftMatrix<T> left, const T* right,
                     int64_t right_step, bool accumulate, T* result, int64_t result_step,

@@ -12,7 +12,7 @@ namespace headwater {
 
 struct MemoryStatistics {
   int64_t bytes_in_use = 0;        ///< handed out now, rounded up to block sizes
-  int64_t peak_bytes_in_use = 0;   ///< the most that was ever handed out since reset_peak
+  int64_t peak_bytes_in_use = 0;   ///< the most that was ever handed out since reset_peak_memory
   int64_t bytes_reserved = 0;      ///< taken from the system, in use or cached
   int64_t system_allocations = 0;  ///< how often the system was asked since the program started
   int64_t cache_hits = 0;          ///< how often a cached block served instead
@@ -44,7 +44,7 @@ class Storage {
 
 /// A block of at least `size_bytes`, 64-byte aligned, contents undefined. Thread-safe.
 /// Throws a machine error that says what was asked and what is held when the system has no more, and one
-/// that says how to build with CUDA when `device` is a GPU and this build has none.
+/// that says so when `device` is a GPU and this build has no CUDA.
 std::shared_ptr<Storage> allocate(int64_t size_bytes, Device device);
 
 /// Makes the C library keep what it was given back instead of returning it to the system: libraries that allocate their

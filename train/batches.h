@@ -13,7 +13,6 @@
 
 namespace headwater {
 
-
 /// Rows of tokens and, for each position, the token that follows. What follows the last token of a document
 /// is the beginning of another, which nobody can predict: that position has no target.
 struct Batch {

@@ -76,7 +76,7 @@ std::unique_ptr<LanguageModel> make_model(const Config& config) {
   return result;
 }
 
-/// Multiply-adds of the linear layers per token, forward: every element of a matrix meets every token once, but the
+/// Flops of the linear layers per token, forward: every element of a matrix is multiplied and added once, but the
 /// embedding is looked up; a tied head uses it as a matrix after all.
 double linear_flops_per_token(const LanguageModel& model) {
   double elements = 0.0;

@@ -15,7 +15,8 @@ namespace {
 class Totals {
  public:
   /// `n_positions`: how long a row (or the stream) is, to be cut into bins.
-  Totals(int64_t n_positions, int64_t n_bins) {
+  /// `tokens_are_bytes`: else bits per byte are unknown.
+  Totals(int64_t n_positions, int64_t n_bins, bool tokens_are_bytes) : tokens_are_bytes_(tokens_are_bytes) {
     const int64_t count = std::clamp<int64_t>(n_bins, 1, std::max<int64_t>(1, n_positions));
     for (int64_t i = 0; i < count; ++i) {
       bins_.push_back({n_positions * i / count, n_positions * (i + 1) / count, 0.0, 0});
@@ -32,7 +33,7 @@ class Totals {
       if (targets[i] == ignored_target) continue;
       ++n_targets_;
       n_correct_ += correct[i];
-      n_bytes_ += targets[i] != ByteTokenizer::end_of_document;
+      n_bytes_ += tokens_are_bytes_ && targets[i] != ByteTokenizer::end_of_document;
       loss_ += losses[i];
       PositionBin& bin = bin_of(first_position + static_cast<int64_t>(i) % length);
       bin.loss += losses[i];
@@ -63,10 +64,15 @@ class Totals {
     return found == bins_.end() ? bins_.back() : *found;
   }
 
+  const bool tokens_are_bytes_;
   std::vector<PositionBin> bins_;
   double loss_ = 0.0;
   int64_t n_targets_ = 0, n_correct_ = 0, n_bytes_ = 0;
 };
+
+bool has_byte_tokens(const TokenShard& shard) {
+  return shard.info().tokenizer_hash == ByteTokenizer::hash();
+}
 
 Evaluation evaluate_rows(const LanguageModel& model, const std::shared_ptr<const TokenShard>& shard,
                          const EvaluateOptions& options) {
@@ -74,7 +80,7 @@ Evaluation evaluate_rows(const LanguageModel& model, const std::shared_ptr<const
   const int64_t wanted =
       options.max_tokens > 0 ? (options.max_tokens + options.length - 1) / options.length : rows.n_rows();
   const int64_t n_rows = std::min(wanted, rows.n_rows());
-  Totals totals(options.length, options.position_bins);
+  Totals totals(options.length, options.position_bins, has_byte_tokens(*shard));
   for (int64_t row = 0; row < n_rows; row += options.batch) {
     const Batch batch = rows.batch(row, std::min(options.batch, n_rows - row));
     const LanguageModel::Hidden hidden = model.forward(batch.tokens, {}, batch.resets);
@@ -87,7 +93,7 @@ Evaluation evaluate_stream(const LanguageModel& model, const TokenShard& shard,
                            const EvaluateOptions& options) {
   const int64_t n_tokens =
       options.max_tokens > 0 ? std::min(options.max_tokens, shard.n_tokens()) : shard.n_tokens();
-  Totals totals(n_tokens, options.position_bins);
+  Totals totals(n_tokens, options.position_bins, has_byte_tokens(shard));
   LanguageModelState state;
   for (int64_t begin = 0; begin < n_tokens; begin += options.length) {
     const Batch batch = shard_piece(shard, begin, std::min(options.length, n_tokens - begin));

@@ -132,7 +132,7 @@ void add_eval(CLI::App& app) {
   command->add_option("--threads", args->threads, "CPU threads; 0: all cores")->capture_default_str();
   command->callback([args] {
     set_n_threads(static_cast<int>(args->threads));
-    const Path checkpoint = resolve_checkpoint(args->path);
+    const Path checkpoint = intact_checkpoint(args->path);
     const std::optional<Config> config = config_beside(checkpoint);
     std::string data = args->data;
     if (data.empty() && config) data = config->run.data.validation;
@@ -175,7 +175,7 @@ void add_generate(CLI::App& app) {
   command->add_flag("--statistics", args->statistics, "Print tokens/s to stderr");
   command->callback([args] {
     set_n_threads(static_cast<int>(args->threads));
-    const auto model = read_model(resolve_checkpoint(args->path));
+    const auto model = read_model(intact_checkpoint(args->path));
     fmt::print("{}", args->prompt);
     const GenerateReport report = generate(*model, args->prompt, args->options, [](const std::string& text) {
       fmt::print("{}", text);
@@ -244,6 +244,9 @@ void add_bench(CLI::App& app) {
     const std::vector<std::string> overrides = overrides_of(command->remaining());
     require(!args->config.empty() || !args->op.empty(),
             "bench: nothing to measure; give --model CONFIG or --op NAME");
+    require(!args->config.empty() || overrides.empty(),
+            "bench: '{}' changes a config, but none is given; give --model CONFIG",
+            overrides.empty() ? "" : overrides.front());
     const Config config = args->config.empty() ? Config{} : load_config(args->config, overrides);
     if (!args->op.empty()) {
       fmt::print("{}", bench_engine(config, {1024, 8192, 65536}));

@@ -15,6 +15,8 @@ using Json = nlohmann::ordered_json;
 
 constexpr uint64_t max_config_bytes = 1 << 20;
 constexpr const char* own_record = "headwater_model";
+// The other layout has one epsilon for the blocks' norms and the gated one; ours is fixed in the gated one.
+constexpr double shared_norm_epsilon = 1e-5;
 
 /// The config as YAML on one line.
 std::string record_of(LanguageModelConfig config) {
@@ -33,7 +35,9 @@ std::shared_ptr<const Mamba2Config> expressible_mixer(const LanguageModelConfig&
   if (!mixer || !std::all_of(layers.begin(), layers.end(), is_plain)) return nullptr;
   const int64_t d_inner = mixer->expand * config.d_model;
   const bool expressible = mixer->d_ssm.value_or(d_inner) == d_inner && !mixer->D_has_hdim &&
-                           mixer->rmsnorm && !mixer->norm_before_gate && !mixer->learnable_init_states;
+                           mixer->rmsnorm && !mixer->norm_before_gate && !mixer->learnable_init_states &&
+                           mixer->norm_groups.value_or(mixer->n_groups) == mixer->n_groups &&
+                           config.norm_epsilon == shared_norm_epsilon;
   return expressible ? mixer : nullptr;
 }
 
@@ -131,6 +135,10 @@ LanguageModelConfig from_hugging_face(const ConfigValue& json) {
   require(n_heads * mixer->head_dim == mixer->expand * config.d_model,
           "{}: num_heads * head_dim = {} * {} is not expand * hidden_size = {} * {}", json.source, n_heads,
           mixer->head_dim, mixer->expand, config.d_model);
+  require(config.norm_epsilon == shared_norm_epsilon, "{}: layer_norm_epsilon is {}; only {} can be read",
+          json.source, config.norm_epsilon, shared_norm_epsilon);
+  require(number_of(json, "rms_norm", true),
+          "{}: rms_norm is false; only models with the gated norm can be read", json.source);
   if (const ConfigValue* limit = json.find("time_step_limit")) {
     Options options;
     options.limits("time_step_limit", &mixer->dt_limit, "");
@@ -164,8 +172,7 @@ std::string weight_problems(const SafetensorsFile& file, const LanguageModel& mo
   for (const std::string& name : file.names()) {
     const bool tied_copy = name == "lm_head.weight" && model.config().tie_embeddings;
     if (!tied_copy && std::find(used.begin(), used.end(), name) == used.end()) {
-      problems +=
-          fmt::format("\n  {} {} belongs to nothing in the model", name, file.entry(name).shape);
+      problems += fmt::format("\n  {} {} belongs to nothing in the model", name, file.entry(name).shape);
     }
   }
   return problems;

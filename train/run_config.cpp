@@ -8,8 +8,9 @@
 namespace headwater {
 
 void DataConfig::declare(Options& options) {
-  options.text("train", &train, "training tokens: a shard (.bin) or a folder of shards");
-  options.text("validation", &validation, "validation tokens: a shard, a folder, or empty for none");
+  options.text("train", &train, "training tokens: a shard (.bin), or a folder with train.bin");
+  options.text("validation", &validation,
+               "validation tokens: a shard, a folder with validation.bin, or empty for none");
   options.integer("length", &length, "tokens per row").at_least(1);
   options
       .text("packing", &packing,

@@ -50,15 +50,16 @@ std::string step_line(const StepReport& r) {
 }  // namespace
 
 RunLog::RunLog(const Path& run_folder, int64_t resume_step) : is_terminal_(isatty(STDERR_FILENO) == 1) {
-  std::vector<spdlog::sink_ptr> sinks{std::make_shared<spdlog::sinks::stderr_sink_st>()};
-  if (!run_folder.empty()) {
-    sinks.push_back(std::make_shared<spdlog::sinks::basic_file_sink_st>((run_folder / "log.txt").string()));
-    drop_later_lines(run_folder / metrics_file, resume_step);
-    metrics_ = std::make_unique<OutputFile>(run_folder / metrics_file, OutputFile::Mode::append);
-  }
-  logger_ = std::make_shared<spdlog::logger>("headwater", sinks.begin(), sinks.end());
-  logger_->set_pattern("[%H:%M:%S] %v");
-  logger_->flush_on(spdlog::level::info);
+  const auto add_logger = [this](spdlog::sink_ptr sink) {
+    loggers_.push_back(std::make_shared<spdlog::logger>("headwater", std::move(sink)));
+    loggers_.back()->set_pattern("[%H:%M:%S] %v");
+    loggers_.back()->flush_on(spdlog::level::info);
+  };
+  add_logger(std::make_shared<spdlog::sinks::stderr_sink_st>());
+  if (run_folder.empty()) return;
+  add_logger(std::make_shared<spdlog::sinks::basic_file_sink_st>((run_folder / "log.txt").string()));
+  drop_later_lines(run_folder / metrics_file, resume_step);
+  metrics_ = std::make_unique<OutputFile>(run_folder / metrics_file, OutputFile::Mode::append);
 }
 
 RunLog::~RunLog() {
@@ -72,12 +73,11 @@ void RunLog::end_progress_line() {
 
 void RunLog::info(const std::string& text) {
   end_progress_line();
-  logger_->info(text);
+  for (const auto& logger : loggers_) logger->info(text);
 }
 
 void RunLog::warn(const std::string& text) {
-  end_progress_line();
-  logger_->warn("warning: {}", text);
+  info("warning: " + text);
 }
 
 void RunLog::append(const std::string& line) {
@@ -100,9 +100,11 @@ void RunLog::step(const StepReport& r, bool show) {
     fmt::print(stderr, "\r\033[K{}", step_line(r));
     std::fflush(stderr);
     in_progress_line_ = true;
-    if (show) logger_->sinks().back()->flush();
-  } else if (show) {
-    logger_->info(step_line(r));
+  }
+  if (!show) return;
+  for (const auto& logger : loggers_) {
+    const bool is_on_screen = is_terminal_ && logger == loggers_.front();
+    if (!is_on_screen) logger->info(step_line(r));
   }
 }
 

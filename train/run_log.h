@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "core/files.h"
 
@@ -46,7 +47,7 @@ class RunLog {
   void end_progress_line();
   void append(const std::string& line);
 
-  std::shared_ptr<spdlog::logger> logger_;
+  std::vector<std::shared_ptr<spdlog::logger>> loggers_;  // stderr, then log.txt
   std::unique_ptr<OutputFile> metrics_;
   bool is_terminal_;
   bool in_progress_line_ = false;

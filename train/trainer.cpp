@@ -112,6 +112,12 @@ Path resolve_checkpoint(const Path& path) {
   return latest->path;
 }
 
+Path intact_checkpoint(const Path& path) {
+  const Path checkpoint = resolve_checkpoint(path);
+  if (path_exists(checkpoint / "MANIFEST.json")) verify_checkpoint(checkpoint);
+  return checkpoint;
+}
+
 Trainer::Trainer(Config config) : config_(std::move(config)) {
   config_.run.validate_for_training();
   set_n_threads(static_cast<int>(config_.run.threads));
@@ -171,6 +177,8 @@ StepReport Trainer::step() {
     ++state_.skipped_in_row;
   } else {
     update_parameters(gradient_norm, learning_rate);
+    // A skipped step's states may hold the NaN that made it be skipped: the next one starts from those before.
+    carried_.swap(next_carried_);
     state_.skipped_in_row = 0;
   }
   ++state_.step;
@@ -203,6 +211,7 @@ Trainer::Loss Trainer::accumulate_gradients() {
   }
   state_.next_sample += n_passes * rows;
   carried_.resize(n_passes);
+  next_carried_.resize(n_passes);
 
   const LanguageModelOptions options{.recompute_blocks = config_.run.train.recompute == "blocks",
                                      .dropout_seed = static_cast<uint64_t>(config_.run.train.seed),
@@ -224,7 +233,7 @@ Trainer::Loss Trainer::accumulate_gradients() {
       for (MixerState& layer : out.state) {
         for (Variable& tensor : layer) tensor = tensor.detach();
       }
-      carried_[pass] = std::move(out.state);
+      next_carried_[pass] = std::move(out.state);
     }
   }
   return total;

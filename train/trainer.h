@@ -73,7 +73,8 @@ class Trainer {
   std::unique_ptr<LanguageModel> model_;
   Tensor moment1_, moment2_;  // like the flat parameters
   TrainerState state_;
-  std::vector<LanguageModelState> carried_;  // train.state_passing: the state of each micro-batch's rows
+  std::vector<LanguageModelState> carried_;       // train.state_passing: the state of each pass's rows
+  std::vector<LanguageModelState> next_carried_;  // what the present step leaves, if it is not skipped
   std::unique_ptr<RunLog> log_;
   double seconds_before_ = 0.0;  // of this process's run(): when it started
   std::vector<double> recent_step_seconds_;
@@ -86,6 +87,9 @@ void resume(const Path& run_folder, const std::vector<std::string>& overrides, c
 
 /// The checkpoint folder that `path` means: itself if it holds a model, else the latest checkpoint of the run there.
 Path resolve_checkpoint(const Path& path);
+
+/// resolve_checkpoint, and every file held against the manifest's hashes where there is one.
+Path intact_checkpoint(const Path& path);
 
 /// The shard that a config names: a file, or `name`.bin in a folder. Verifies its contents.
 std::shared_ptr<const TokenShard> open_shard(const std::string& path, const std::string& name);

@@ -22,7 +22,8 @@ struct AdamWOptions {
 ///   g = gradient_scale * gradient      m = beta1 m + (1 - beta1) g      v = beta2 v + (1 - beta2) g^2
 ///   value -= learning_rate * (m / (1 - beta1^update) / (sqrt(v / (1 - beta2^update)) + epsilon) + weight_decay * value)
 ///
-/// Source   Loshchilov & Hutter 2019, arXiv:1711.05101 (decay decoupled from the gradient, times the learning rate).
+/// Source   Loshchilov & Hutter 2019, arXiv:1711.05101 (decay decoupled from the gradient, times the learning
+///          rate).
 /// Shapes   all four (n); value, m and v are updated in place.
 /// Dtypes   f32, f64.
 /// Repeat   same inputs, same bits, whatever the number of threads.

@@ -32,7 +32,7 @@ struct CausalConv1dOutput {
 /// Grads    to x, weight, bias and initial_state, from both outputs. Saves nothing besides its inputs.
 /// Repeat   same inputs, same bits, whatever the number of threads.
 /// Throws   an input error for a wrong shape, dtype, or a reset that is not 0 or 1; the text names the
-/// argument.
+///          argument.
 CausalConv1dOutput causal_conv1d(const Variable& x, const Variable& weight, const Variable& bias = {},
                                  const Variable& initial_state = {}, const Tensor& resets = {},
                                  const CausalConv1dOptions& options = {});

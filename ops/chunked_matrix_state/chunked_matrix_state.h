@@ -41,19 +41,15 @@ struct MatrixStateOutput {
 /// Head h reads q and k of group h / (n_heads / n_groups). Where resets[b,t] is 1, S[t-1] counts as zero.
 ///
 /// Source   Dao & Gu 2024, arXiv:2405.21060 (SSD: q = C, k = B, value_scale = dt, log_decay = dt * A);
-/// without decay
-///          Katharopoulos et al. 2020, arXiv:2006.16236; with a constant one Sun et al. 2023,
+///          without decay Katharopoulos et al. 2020, arXiv:2006.16236; with a constant one Sun et al. 2023,
 ///          arXiv:2307.08621.
-/// Shapes   q, k: (batch, length, n_groups, d_key)   v, y: (batch, length, n_heads, d_value)
-///          initial_state, final_state: (batch, n_heads, d_key, d_value). Any sizes; n_groups divides
-///          n_heads.
+/// Shapes   q, k: (batch, length, n_groups, d_key)   v, y: (batch, length, n_heads, d_value) initial_state,
+///          final_state: (batch, n_heads, d_key, d_value). Any sizes; n_groups divides n_heads.
 /// Values   log_decay <= 0. Only differences of its running sums are exponentiated, so no decay is too strong
-/// or too
-///          weak; the sums are held in double precision.
+///          or too weak; the sums are held in double precision.
 /// Dtypes   f32, f64.
 /// Grads    to every variable, from both outputs. Saves only its inputs: the states at chunk borders are
-/// recomputed
-///          in the backward, one head at a time.
+///          recomputed in the backward, one head at a time.
 /// Repeat   same inputs, same bits, whatever the number of threads.
 /// Throws   an input error for a wrong shape or dtype; the text names the argument.
 MatrixStateOutput chunked_matrix_state(const MatrixStateInputs& inputs,

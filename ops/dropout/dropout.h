@@ -22,14 +22,14 @@ struct DropoutKey {
 ///   y[i] = x[i] / (1 - drop_prob)   otherwise;   i counts the elements of x in memory order
 ///
 /// Source   Srivastava et al. 2014, "Dropout: a simple way to prevent neural networks from overfitting" (here
-/// the
-///          scaling is in training, not in inference).
+///          the scaling is in training, not in inference).
 /// Shapes   any.
 /// Values   0 <= drop_prob < 1. With 0, x itself is returned.
 /// Dtypes   f32, f64; both drop the same elements.
 /// Grads    to x. Saves nothing: the backward draws the same numbers again.
 /// Repeat   the mask is a function of the key and the position alone: same bits, whatever the number of
-/// threads. Throws   an input error for a drop_prob out of range or a wrong dtype.
+///          threads.
+/// Throws   an input error for a drop_prob out of range or a wrong dtype.
 Variable dropout(const Variable& x, double drop_prob, const DropoutKey& key);
 
 }  // namespace headwater

@@ -13,8 +13,7 @@ namespace headwater {
 /// Shapes   x: (..., d)   weight, bias: (d)   y: (..., d).
 /// Values   epsilon >= 0; with 0 and a constant row y is NaN.
 /// Dtypes   f32, f64. Two passes over a row: the mean, then the variance of what is left, as the difference
-/// of two
-///          means of squares would cancel when the mean is large.
+///          of two means of squares would cancel when the mean is large.
 /// Grads    to x, weight and bias. Saves two numbers per row besides its inputs.
 /// Repeat   same inputs, same bits, whatever the number of threads.
 /// Throws   an input error for a wrong shape or dtype; the text names the argument.

@@ -34,19 +34,16 @@ struct LinearCrossEntropyOutput {
 /// backward pass only scales them: the logits are computed once, and nothing of that size is saved.
 ///
 /// Shapes   hidden: (rows, d_model) or (batch, length, d_model), with rows = batch * length; weight:
-/// (vocab_size,
-///          d_model); targets: one per row, in any shape.
+///          (vocab_size, d_model); targets: one per row, in any shape.
 /// Values   0 <= target < vocab_size, or ignored_target. What stands in an ignored row is not read; its
-/// gradient is 0.
-///          A logit that is not finite makes the loss NaN or infinite, and nothing else fails.
+///          gradient is 0. A logit that is not finite makes the loss NaN or infinite, and nothing else fails.
 /// Dtypes   hidden, weight: f32, f64; targets: i32. The sums over the vocabulary and over the rows end in
-/// double. Grads    to hidden and weight, each only if wanted. Saves the gradients themselves: the memory of
-/// hidden and of
-///          weight once more, until the backward has run.
+///          double.
+/// Grads    to hidden and weight, each only if wanted. Saves the gradients themselves: the memory of hidden
+///          and of weight once more, until the backward has run.
 /// Repeat   same inputs and number of threads, same bits; another row_block may round otherwise.
 /// Throws   an input error for a wrong shape or dtype, or for a target outside the vocabulary; the text names
-/// the
-///          argument, or the row and its target.
+///          the argument, or the row and its target.
 LinearCrossEntropyOutput linear_cross_entropy(const Variable& hidden, const Variable& weight,
                                               const Tensor& targets,
                                               const LinearCrossEntropyOptions& options = {});

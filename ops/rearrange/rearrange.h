@@ -12,8 +12,8 @@ namespace headwater {
 ///   transpose_last(x)          y[..., i, j] = x[..., j, i]
 ///   repeat_leading(x, count)   y[i, ...] = x[...] for i < count: a parameter shared by a batch
 ///
-/// Shapes   concat_last: (..., d_a), (..., d_b) -> (..., d_a + d_b)   transpose_last: (..., m, n) -> (..., n, m)
-///          repeat_leading: (...) -> (count, ...).
+/// Shapes   concat_last: (..., d_a), (..., d_b) -> (..., d_a + d_b)   transpose_last: (..., m, n) -> (..., n,
+///          m) repeat_leading: (...) -> (count, ...).
 /// Dtypes   f32, f64.
 /// Grads    to every variable.
 /// Throws   an input error for a wrong shape or dtype; the text names the argument.

@@ -166,6 +166,20 @@ TEST_CASE(
   CHECK(latest_checkpoint(workshop.path("run") / "checkpoints")->step == trainer.state().step);
 }
 
+TEST_CASE("Trainer: a skipped step does not poison the states that are passed on") {
+  const Workshop workshop;
+  Trainer trainer(workshop.config("run", {"data.packing=stream", "train.state_passing=true"}));
+  trainer.initialize();
+  trainer.step();
+  float* A_log =
+      trainer.model().parameters().find("backbone.layers.0.mixer.A_log")->variable->value().data<float>();
+  const float before = A_log[0];
+  A_log[0] = NAN;
+  CHECK(trainer.step().skipped);
+  A_log[0] = before;
+  CHECK_FALSE(trainer.step().skipped);
+}
+
 TEST_CASE("Trainer: what does not fit a checkpoint is listed, each difference") {
   const Workshop workshop;
   train(workshop.config("run"));
