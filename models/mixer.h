@@ -1,6 +1,7 @@
 // What every family is to the rest of the program.
 #pragma once
 
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -32,6 +33,10 @@ class Mixer {
 
   /// Numbers of state per sequence.
   virtual int64_t state_size() const = 0;
+
+  /// A state that forward returned, in the authors' layout and under their names, differentiably: what golden
+  /// cases record and other programs expect. Empty where nothing is published.
+  virtual std::map<std::string, Variable> published_state(const MixerState& /*state*/) const { return {}; }
 };
 
 /// The options of a family under `model.mixer` in YAML.

@@ -179,4 +179,9 @@ int64_t Mamba2Mixer::state_size() const {
   return (d_ssm_ + 2 * d_bc_) * config_.d_conv + d_ssm_ * config_.d_state;
 }
 
+std::map<std::string, Variable> Mamba2Mixer::published_state(const MixerState& state) const {
+  const Variable window = concat_last(concat_last(state[0], state[1]), state[2]);
+  return {{"final_conv_state", transpose_last(window)}, {"final_ssm_state", transpose_last(state[3])}};
+}
+
 }  // namespace headwater
