@@ -147,8 +147,16 @@ void LanguageModelConfig::validate(const std::string& path) const {
   }
 }
 
-LanguageModel::LanguageModel(const LanguageModelConfig& config, DType dtype, Device device)
-    : config_(config), dtype_(dtype) {
+LanguageModel::LanguageModel(const LanguageModelConfig& config, DType dtype, Device device) : LanguageModel(config) {
+  dtype_ = dtype;
+  store_.allocate(dtype, device);
+}
+
+int64_t LanguageModel::count_parameters(const LanguageModelConfig& config) {
+  return LanguageModel(config).store_.n_elements();
+}
+
+LanguageModel::LanguageModel(const LanguageModelConfig& config) : config_(config) {
   require(config.vocab_size.has_value(), "model.vocab_size is not known; give it, or data that has a vocabulary");
   config.validate("model");
   const std::vector<LayerConfig> layers = config.expanded_layers();
@@ -165,7 +173,6 @@ LanguageModel::LanguageModel(const LanguageModelConfig& config, DType dtype, Dev
   if (!config.tie_embeddings) {
     store_.add("lm_head.weight", &head_weight_, {vocab_size(), config.d_model}, normal_initializer(embedding_deviation));
   }
-  store_.allocate(dtype, device);
 }
 
 void LanguageModel::declare_block(Block& block, int64_t index) {

@@ -62,6 +62,8 @@ class LanguageModel {
   /// Allocates parameters of this dtype, all zero: call initialize() or fill them from a checkpoint.
   /// Throws an input error if the config has no vocab_size or does not validate.
   LanguageModel(const LanguageModelConfig& config, DType dtype, Device device = {});
+  /// How many parameters such a model has; allocates none of them.
+  static int64_t count_parameters(const LanguageModelConfig& config);
 
   /// Draws initial values; the same seed gives the same model.
   void initialize(uint64_t seed) { store_.initialize(seed); }
@@ -93,6 +95,8 @@ class LanguageModel {
     int64_t d_intermediate = 0;
     Variable norm_weight, norm2_weight, fc1_weight, fc2_weight;
   };
+  /// Declares everything, allocates nothing.
+  explicit LanguageModel(const LanguageModelConfig& config);
   void declare_block(Block& block, int64_t index);
   MixerOutput run_block(const Block& block, int64_t index, const Variable& x, const MixerState& state,
                         const Tensor& resets, const LanguageModelOptions& options) const;
@@ -102,7 +106,7 @@ class LanguageModel {
   const Variable& head_weight() const { return config_.tie_embeddings ? embeddings_ : head_weight_; }
 
   const LanguageModelConfig config_;
-  const DType dtype_;
+  DType dtype_ = DType::f32;
   ParameterStore store_;
   std::vector<std::unique_ptr<Block>> blocks_;
   Variable embeddings_, final_norm_weight_, head_weight_;

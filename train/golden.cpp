@@ -76,7 +76,7 @@ Tensor GoldenFile::resets() const {
   const Tensor given = file.tensor(name);
   require((given.dtype() == DType::i64 || given.dtype() == DType::i32) && given.shape().n_axes() == 2,
           "{}: {} is {} {}; it must be i64 (batch, length)", path.string(), name, name_of(given.dtype()),
-          given.shape().str());
+          given.shape());
   const std::vector<int64_t> values = given.to_vector<int64_t>();
   const int64_t length = given.dim(1);
   const Tensor resets = Tensor::zeros(given.shape(), DType::i32);

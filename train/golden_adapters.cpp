@@ -56,7 +56,7 @@ MatrixStateOptions engine_options(const GoldenForm& form, int64_t file_chunk_len
 int64_t length_of(const GoldenFile& golden, const std::string& name) {
   const Shape shape = golden.file.entry("input." + name).shape;
   require(shape.n_axes() >= 2, "{}: input.{} has shape {}; it must begin with (batch, length)",
-          golden.path.string(), name, shape.str());
+          golden.path.string(), name, shape);
   return shape[1];
 }
 
@@ -143,7 +143,7 @@ GoldenCase make_chunked_matrix_state(const GoldenFile& golden, const GoldenForm&
     const Shape shape = golden.file.entry("input." + name).shape;
     require(shape.n_axes() == 4 && shape[2] == heads && shape[3] == width,
             "{}: input.{} has shape {}; by the file's config it must be (batch, length, {}, {})",
-            golden.path.string(), name, shape.str(), heads, width);
+            golden.path.string(), name, shape, heads, width);
   };
   check_width("q", config.n_groups, config.d_key);
   check_width("k", config.n_groups, config.d_key);
@@ -224,7 +224,7 @@ GoldenCase make_ssd(const GoldenFile& golden, const GoldenForm& form, DType dtyp
 struct MixerOptions {
   MixerOptions(const GoldenFile& golden, const GoldenForm& form)
       : config(make_mixer_config(golden.target.substr(golden.target.find(':') + 1))) {
-    options.integer("d_model", &d_model, "width").at_least(1);
+    options.integer("d_model", &d_model, "width").at_least(1).at_most(1 << 20);
     config->declare(options);
     options.read(golden.config, "config");
     require(d_model > 0, "{}: metadata 'config' has no d_model", golden.path.string());
@@ -258,22 +258,16 @@ Forms mixer_forms(const GoldenFile& golden) {
   return is_chunked ? chunked_forms(length_of(golden, "x")) : plain_forms();
 }
 
-/// Every parameter from the file; the error lists all that is missing, unexpected or of another shape.
-void fill_parameters(const GoldenFile& golden, const ParameterStore& store) {
+/// The file must have the declared parameters and no others; the error lists every difference.
+void check_parameters(const GoldenFile& golden, const ParameterStore& store) {
   std::string mistakes;
   const auto note = [&](const std::string& text) { mistakes += (mistakes.empty() ? "" : "; ") + text; };
   for (const Parameter& parameter : store.parameters()) {
     const std::string name = "param." + parameter.name;
     if (!golden.contains(name)) {
       note(name + " is missing");
-      continue;
-    }
-    const Tensor value = golden.real(name, store.values().dtype());
-    if (value.shape() == parameter.shape) {
-      parameter.variable->value().copy_from(value);
-    } else {
-      note(fmt::format("{} has shape {}, the mixer needs {}", name, value.shape().str(),
-                       parameter.shape.str()));
+    } else if (const Shape shape = golden.file.entry(name).shape; shape != parameter.shape) {
+      note(fmt::format("{} has shape {}, the mixer needs {}", name, shape, parameter.shape));
     }
   }
   for (const std::string& name : golden.names("param.")) {
@@ -287,14 +281,16 @@ GoldenCase make_mixer(const GoldenFile& golden, const GoldenForm& form, DType dt
   const std::shared_ptr<Mixer> mixer = options.config->make(options.d_model, /*n_layers=*/1);
   const auto store = std::make_shared<ParameterStore>();
   mixer->declare_parameters(ParameterScope(*store, ""));
+  check_parameters(golden, *store);
   store->allocate(dtype);
-  fill_parameters(golden, *store);
 
   GoldenCase result;
   result.inputs = {{.name = "x"}};
   result.outputs = {{.name = "y"}};
-  for (const Parameter& parameter : store->parameters())
+  for (const Parameter& parameter : store->parameters()) {
+    parameter.variable->value().copy_from(golden.real("param." + parameter.name, dtype));
     result.parameters[parameter.name] = *parameter.variable;
+  }
   // The store keeps the buffers, the mixer its views on them.
   result.run = [mixer, store](const NamedVariables& inputs, const MixerState& state, const Tensor& resets) {
     const MixerOutput output = mixer->forward(inputs.at("x"), state, resets);

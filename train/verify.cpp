@@ -94,14 +94,14 @@ class FormRun {
       const Tensor value = golden_.real(name, dtype_);
       require(value.shape().n_axes() > input.time_axis && value.numel() > 0,
               "{}: {} has shape {}; it must have an axis {} for time and no empty one", golden_.path.string(),
-              name, value.shape().str(), input.time_axis);
+              name, value.shape(), input.time_axis);
       if (sequences_.empty()) {
         batch = value.dim(0);
         length_ = value.dim(input.time_axis);
       }
       require(value.dim(0) == batch && value.dim(input.time_axis) == length_,
               "{}: {} has shape {}; the batch is {} and the length {} by the first input",
-              golden_.path.string(), name, value.shape().str(), batch, length_);
+              golden_.path.string(), name, value.shape(), batch, length_);
       sequences_[input.name] = value;
     }
     for (const std::string& name : case_.other_inputs) {
@@ -157,7 +157,7 @@ class FormRun {
     if (!golden_.contains(full_name)) return {};
     const Tensor value = golden_.real(full_name, dtype_);
     require(value.shape() == shape, "{}: {} has shape {}; the output has shape {}", golden_.path.string(),
-            full_name, value.shape().str(), shape.str());
+            full_name, value.shape(), shape);
     return value;
   }
 
@@ -239,7 +239,7 @@ VerifyRow compare(const GoldenFile& golden, const GoldenForm& form, const std::s
                   const Tensor& ours) {
   const Tensor recorded = golden.real(name, DType::f64);
   require(recorded.shape() == ours.shape(), "{}: {} has shape {}; {} gives shape {}", golden.path.string(),
-          name, recorded.shape().str(), golden.target, ours.shape().str());
+          name, recorded.shape(), golden.target, ours.shape());
   const std::vector<double> expected = recorded.to_vector<double>(), actual = ours.to_vector<double>();
   double worst = 0.0, largest = 0.0;
   for (size_t i = 0; i < expected.size(); ++i) {
