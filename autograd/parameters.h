@@ -59,7 +59,8 @@ class ParameterScope {
   ParameterScope child(const std::string& name) const { return {store_, prefix_ + "." + name}; }
   void add(const std::string& name, Variable* variable, const Shape& shape, Initializer initializer,
            ParameterAttributes attributes = {}) const {
-    store_.add(prefix_.empty() ? name : prefix_ + "." + name, variable, shape, std::move(initializer), attributes);
+    store_.add(prefix_.empty() ? name : prefix_ + "." + name, variable, shape, std::move(initializer),
+               attributes);
   }
 
  private:

@@ -34,8 +34,7 @@ Variable Variable::leaf(Tensor value) {
 
 Variable Variable::parameter(Tensor value, Tensor gradient) {
   require(value.shape() == gradient.shape() && value.dtype() == gradient.dtype(),
-          "a parameter of shape {} was given a gradient of shape {}", value.shape(),
-          gradient.shape());
+          "a parameter of shape {} was given a gradient of shape {}", value.shape(), gradient.shape());
   Variable result(std::move(value));
   result.gradient_ = std::make_shared<Gradient>(std::move(gradient));
   return result;

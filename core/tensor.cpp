@@ -112,13 +112,13 @@ Tensor Tensor::over(void* data, const Shape& shape, DType dtype, std::shared_ptr
 
 void Tensor::check_type(DType requested) const {
   if (requested == dtype_) return;
-  throw_input_error("a tensor of dtype {} and shape {} was read as {}", name_of(dtype_),
-          shape_, name_of(requested));
+  throw_input_error("a tensor of dtype {} and shape {} was read as {}", name_of(dtype_), shape_,
+                    name_of(requested));
 }
 
 Tensor Tensor::reshape(const Shape& shape) const {
-  require(shape.numel() == numel_, "cannot reshape {} ({} elements) to {} ({} elements)", shape_,
-          numel_, shape, shape.numel());
+  require(shape.numel() == numel_, "cannot reshape {} ({} elements) to {} ({} elements)", shape_, numel_,
+          shape, shape.numel());
   Tensor result = *this;
   result.shape_ = shape;
   return result;

@@ -17,7 +17,8 @@ constexpr int64_t max_layers = 10000;
 
 /// The options of one mixer, `type` among them.
 struct MixerChoice {
-  explicit MixerChoice(std::shared_ptr<MixerConfig> chosen) : config(std::move(chosen)), type(config->type()) {
+  explicit MixerChoice(std::shared_ptr<MixerConfig> chosen)
+      : config(std::move(chosen)), type(config->type()) {
     options.text("type", &type, "the family").one_of(mixer_types());
     config->declare(options);
   }
@@ -62,7 +63,9 @@ void declare_layer(Options& options, LayerConfig& layer) {
       "mixer", "the sequence mixer: its type and that type's options",
       [&layer](const ConfigValue& value, const std::string& path) { layer.mixer = read_mixer(value, path); },
       [&layer] { return write_mixer(layer.mixer); });
-  options.integer("d_intermediate", &layer.d_intermediate, "hidden width of a gated MLP after the mixer; 0: none")
+  options
+      .integer("d_intermediate", &layer.d_intermediate,
+               "hidden width of a gated MLP after the mixer; 0: none")
       .at_least(0);
   options.integer("repeat", &layer.repeat, "so many equal layers in a row").at_least(1).at_most(max_layers);
 }
@@ -77,8 +80,8 @@ std::vector<LayerConfig> read_layers(const ConfigValue& value, const std::string
     Options options;
     declare_layer(options, layer);
     options.read(value.items[i], item_path);
-    require(layer.mixer != nullptr, "{}: {} has no mixer; write mixer: {{type: mamba2}}", value.items[i].where(),
-            item_path);
+    require(layer.mixer != nullptr, "{}: {} has no mixer; write mixer: {{type: mamba2}}",
+            value.items[i].where(), item_path);
     layers.push_back(layer);
   }
   return layers;
@@ -99,8 +102,9 @@ std::string write_layers(const std::vector<LayerConfig>& layers) {
 LanguageModelConfig::LanguageModelConfig() : mixer(make_mixer_config("mamba2")) {}
 
 void LanguageModelConfig::declare(Options& options) {
-  options.optional_integer("vocab_size", &vocab_size,
-                           "rows of the embedding; null: the tokenizer's tokens, rounded up to a multiple of 16")
+  options
+      .optional_integer("vocab_size", &vocab_size,
+                        "rows of the embedding; null: the tokenizer's tokens, rounded up to a multiple of 16")
       .at_least(2)
       .at_most(1 << 24);
   options.integer("d_model", &d_model, "width of the residual stream").at_least(1).at_most(1 << 20);
@@ -118,7 +122,8 @@ void LanguageModelConfig::declare(Options& options) {
       [this] { return layers.empty() ? write_mixer(mixer) : ""; }, describe_mixers);
   options.custom(
       "layers",
-      "instead of mixer, n_layers and d_intermediate: a list of {mixer: {...}, d_intermediate: N, repeat: N}, so that "
+      "instead of mixer, n_layers and d_intermediate: a list of {mixer: {...}, d_intermediate: N, repeat: "
+      "N}, so that "
       "layers may differ",
       [this](const ConfigValue& value, const std::string& path) { layers = read_layers(value, path); },
       [this] { return write_layers(layers); });
@@ -147,7 +152,8 @@ void LanguageModelConfig::validate(const std::string& path) const {
   }
 }
 
-LanguageModel::LanguageModel(const LanguageModelConfig& config, DType dtype, Device device) : LanguageModel(config) {
+LanguageModel::LanguageModel(const LanguageModelConfig& config, DType dtype, Device device)
+    : LanguageModel(config) {
   dtype_ = dtype;
   store_.allocate(dtype, device);
 }
@@ -157,7 +163,8 @@ int64_t LanguageModel::count_parameters(const LanguageModelConfig& config) {
 }
 
 LanguageModel::LanguageModel(const LanguageModelConfig& config) : config_(config) {
-  require(config.vocab_size.has_value(), "model.vocab_size is not known; give it, or data that has a vocabulary");
+  require(config.vocab_size.has_value(),
+          "model.vocab_size is not known; give it, or data that has a vocabulary");
   config.validate("model");
   const std::vector<LayerConfig> layers = config.expanded_layers();
   const ParameterScope backbone(store_, "backbone");
@@ -169,9 +176,11 @@ LanguageModel::LanguageModel(const LanguageModelConfig& config) : config_(config
     blocks_.back()->d_intermediate = layers[i].d_intermediate;
     declare_block(*blocks_.back(), static_cast<int64_t>(i));
   }
-  backbone.add("norm_f.weight", &final_norm_weight_, {config.d_model}, constant_initializer(1.0), no_weight_decay);
+  backbone.add("norm_f.weight", &final_norm_weight_, {config.d_model}, constant_initializer(1.0),
+               no_weight_decay);
   if (!config.tie_embeddings) {
-    store_.add("lm_head.weight", &head_weight_, {vocab_size(), config.d_model}, normal_initializer(embedding_deviation));
+    store_.add("lm_head.weight", &head_weight_, {vocab_size(), config.d_model},
+               normal_initializer(embedding_deviation));
   }
 }
 
@@ -196,8 +205,9 @@ Variable LanguageModel::drop(const Variable& x, int64_t place, const LanguageMod
   return dropout(x, config_.drop_prob, {options.dropout_seed, stream, options.dropout_offset << 32});
 }
 
-MixerOutput LanguageModel::run_block(const Block& block, int64_t index, const Variable& x, const MixerState& state,
-                                     const Tensor& resets, const LanguageModelOptions& options) const {
+MixerOutput LanguageModel::run_block(const Block& block, int64_t index, const Variable& x,
+                                     const MixerState& state, const Tensor& resets,
+                                     const LanguageModelOptions& options) const {
   const RmsNormOptions norm{.epsilon = config_.norm_epsilon};
   MixerOutput mixed = block.mixer->forward(rms_norm(x, block.norm_weight, {}, norm), state, resets);
   Variable y = add(x, drop(mixed.y, 2 * index, options));
@@ -217,7 +227,8 @@ MixerOutput LanguageModel::recompute_block(const Block& block, int64_t index, co
   std::vector<Variable> inputs{x};
   inputs.insert(inputs.end(), state.begin(), state.end());
   const auto run = [this, &block, index, resets, options](const std::vector<Variable>& in) {
-    const MixerOutput output = run_block(block, index, in[0], MixerState(in.begin() + 1, in.end()), resets, options);
+    const MixerOutput output =
+        run_block(block, index, in[0], MixerState(in.begin() + 1, in.end()), resets, options);
     std::vector<Variable> outputs{output.y};
     outputs.insert(outputs.end(), output.state.begin(), output.state.end());
     return outputs;
@@ -227,23 +238,27 @@ MixerOutput LanguageModel::recompute_block(const Block& block, int64_t index, co
 }
 
 LanguageModel::Hidden LanguageModel::forward(const Tensor& tokens, const LanguageModelState& state,
-                                             const Tensor& resets, const LanguageModelOptions& options) const {
-  require(state.empty() || state.size() == blocks_.size(), "the state has {} layers, the model {}", state.size(),
-          blocks_.size());
+                                             const Tensor& resets,
+                                             const LanguageModelOptions& options) const {
+  require(state.empty() || state.size() == blocks_.size(), "the state has {} layers, the model {}",
+          state.size(), blocks_.size());
   Variable x = drop(embedding(tokens, embeddings_), -1, options);
   LanguageModelState state_out;
   for (size_t i = 0; i < blocks_.size(); ++i) {
     const MixerState& state_in = state.empty() ? MixerState{} : state[i];
     const auto index = static_cast<int64_t>(i);
-    MixerOutput output = options.recompute_blocks ? recompute_block(*blocks_[i], index, x, state_in, resets, options)
-                                                  : run_block(*blocks_[i], index, x, state_in, resets, options);
+    MixerOutput output = options.recompute_blocks
+                             ? recompute_block(*blocks_[i], index, x, state_in, resets, options)
+                             : run_block(*blocks_[i], index, x, state_in, resets, options);
     x = output.y;
     state_out.push_back(std::move(output.state));
   }
   return {rms_norm(x, final_norm_weight_, {}, {.epsilon = config_.norm_epsilon}), std::move(state_out)};
 }
 
-Variable LanguageModel::logits(const Variable& hidden) const { return linear(hidden, head_weight()); }
+Variable LanguageModel::logits(const Variable& hidden) const {
+  return linear(hidden, head_weight());
+}
 
 LinearCrossEntropyOutput LanguageModel::loss(const Variable& hidden, const Tensor& targets,
                                              const LinearCrossEntropyOptions& options) const {

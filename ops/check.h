@@ -11,8 +11,8 @@ namespace headwater {
 /// length, d)".
 inline void check_shape(const char* op, const char* argument, const Variable& value, const Shape& expected,
                         const char* meaning) {
-  require(value.shape() == expected, "{}: {} has shape {}; it must be {} = {}", op, argument,
-          value.shape(), meaning, expected);
+  require(value.shape() == expected, "{}: {} has shape {}; it must be {} = {}", op, argument, value.shape(),
+          meaning, expected);
 }
 
 /// `argument` must agree with `reference` in dtype and device.

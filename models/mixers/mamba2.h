@@ -71,17 +71,17 @@ class Mamba2Mixer : public Mixer {
   const int64_t d_model_, n_layers_;
   const int64_t d_inner_, d_ssm_, d_mlp_, n_heads_, d_bc_;  // d_bc: n_groups * d_state, columns of B and of C
 
-  Variable in_proj_weight_;  // (2 d_mlp + 2 d_ssm + 2 d_bc + n_heads, d_model): rows z0, x0, z, x, B, C, dt
-  Variable in_proj_bias_;    // (the same rows), if bias
-  Variable conv1d_weight_;   // (d_ssm + 2 d_bc, 1, d_conv): rows x, B, C
-  Variable conv1d_bias_;     // (d_ssm + 2 d_bc), if conv_bias
-  Variable dt_bias_;         // (n_heads)
-  Variable A_log_;           // (n_heads), A = -exp(A_log)
-  Variable init_states_;     // (n_heads, head_dim, d_state), if learnable_init_states
-  Variable D_;               // (n_heads), or (d_ssm) if D_has_hdim
-  Variable norm_weight_;     // (d_ssm), if rmsnorm
-  Variable out_proj_weight_; // (d_model, d_inner)
-  Variable out_proj_bias_;   // (d_model), if bias
+  Variable in_proj_weight_;   // (2 d_mlp + 2 d_ssm + 2 d_bc + n_heads, d_model): rows z0, x0, z, x, B, C, dt
+  Variable in_proj_bias_;     // (the same rows), if bias
+  Variable conv1d_weight_;    // (d_ssm + 2 d_bc, 1, d_conv): rows x, B, C
+  Variable conv1d_bias_;      // (d_ssm + 2 d_bc), if conv_bias
+  Variable dt_bias_;          // (n_heads)
+  Variable A_log_;            // (n_heads), A = -exp(A_log)
+  Variable init_states_;      // (n_heads, head_dim, d_state), if learnable_init_states
+  Variable D_;                // (n_heads), or (d_ssm) if D_has_hdim
+  Variable norm_weight_;      // (d_ssm), if rmsnorm
+  Variable out_proj_weight_;  // (d_model, d_inner)
+  Variable out_proj_bias_;    // (d_model), if bias
 };
 
 }  // namespace headwater

@@ -12,12 +12,11 @@ constexpr const char* op = "causal_conv1d";
 void check_arguments(const Variable& x, const Variable& weight, const Variable& bias,
                      const Variable& initial_state, const Tensor& resets,
                      const CausalConv1dOptions& options) {
-  require(x.shape().n_axes() == 3, "{}: x has shape {}; it must be (batch, length, channels)", op,
-          x.shape());
+  require(x.shape().n_axes() == 3, "{}: x has shape {}; it must be (batch, length, channels)", op, x.shape());
   const int64_t channels = x.dim(2);
   require(weight.shape().n_axes() == 2 && weight.dim(0) == channels && weight.dim(1) >= 1,
-          "{}: weight has shape {}; it must be (channels, d_conv) with channels = {}", op,
-          weight.shape(), channels);
+          "{}: weight has shape {}; it must be (channels, d_conv) with channels = {}", op, weight.shape(),
+          channels);
   check_like(op, "weight", weight, x);
   if (bias.defined()) {
     check_shape(op, "bias", bias, {channels}, "(channels)");

@@ -11,8 +11,8 @@ void check_arguments(const Variable& x, const Variable& weight, const Variable& 
   require(weight.shape().n_axes() == 2, "linear: weight has shape {}; it must be (d_out, d_in)",
           weight.shape());
   require(x.shape().n_axes() >= 1 && x.dim(-1) == weight.dim(1),
-          "linear: x has shape {}; its last axis must be d_in = {}, from weight {}", x.shape(),
-          weight.dim(1), weight.shape());
+          "linear: x has shape {}; its last axis must be d_in = {}, from weight {}", x.shape(), weight.dim(1),
+          weight.shape());
   check_like("linear", "weight", weight, x);
   if (bias.defined()) {
     check_shape("linear", "bias", bias, {weight.dim(0)}, "(d_out)");

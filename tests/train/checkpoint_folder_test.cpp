@@ -304,9 +304,9 @@ TEST_CASE("checkpoint_folder: a damaged tensor is named, and the previous checkp
   const std::string text = complaint_about(run.checkpoint(1000));
   CHECK_THAT(text, ContainsSubstring(model.string() + ": is damaged: its hash is "));
   CHECK_THAT(text, ContainsSubstring("; tensor 'weight' is damaged: its hash is "));
-  CHECK_THAT(text,
-             ContainsSubstring("; the previous checkpoint step-000000500 is intact: resume with --checkpoint " +
-                               run.checkpoint(500).string()));
+  CHECK_THAT(text, ContainsSubstring(
+                       "; the previous checkpoint step-000000500 is intact: resume with --checkpoint " +
+                       run.checkpoint(500).string()));
   verify_checkpoint(run.checkpoint(500));
 }
 
