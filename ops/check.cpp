@@ -15,4 +15,10 @@ void check_resets(const char* op, const Tensor& resets, int64_t batch, int64_t l
   }
 }
 
+Shape with_last(const Shape& shape, int64_t size) {
+  std::vector<int64_t> sizes(shape.begin(), shape.end());
+  sizes.back() = size;
+  return Shape(sizes);
+}
+
 }  // namespace headwater

@@ -32,6 +32,9 @@ inline Gradient::Target gradient_target(const Variable& variable) {
   return variable.requires_gradient() ? variable.gradient().target(variable.value()) : Gradient::Target{};
 }
 
+/// `shape` with its last axis replaced.
+Shape with_last(const Shape& shape, int64_t size);
+
 /// Product of all axes but the last: an operator on the last axis sees any shape as (rows, width).
 inline int64_t rows_of(const Shape& shape) {
   int64_t rows = 1;

@@ -90,12 +90,20 @@ std::string with_bare_infinity(std::string text) {
   return text;
 }
 
+/// Reads one key through its declaration, so that a bad value is refused in the usual words.
+void read_one(Options& options, const std::string& key, const ConfigValue& value) {
+  ConfigValue map;
+  map.kind = ConfigValue::Kind::map;
+  map.source = value.source;
+  map.entries = {{key, value}};
+  options.read(map, "");
+}
+
 template <class T>
 T number_of(const ConfigValue& json, const std::string& key, T fallback) {
   const ConfigValue* value = json.find(key);
   if (value == nullptr || value->kind == ConfigValue::Kind::null) return fallback;
   T result{};
-  // Read through an option, so that a bad value is refused in the usual words.
   Options options;
   if constexpr (std::is_same_v<T, int64_t>) {
     options.integer(key, &result, "").at_least(1);
@@ -104,11 +112,7 @@ T number_of(const ConfigValue& json, const std::string& key, T fallback) {
   } else {
     options.real(key, &result, "").at_least(0);
   }
-  ConfigValue map;
-  map.kind = ConfigValue::Kind::map;
-  map.source = json.source;
-  map.entries = {{key, *value}};
-  options.read(map, "");
+  read_one(options, key, *value);
   return result;
 }
 
@@ -142,11 +146,7 @@ LanguageModelConfig from_hugging_face(const ConfigValue& json) {
   if (const ConfigValue* limit = json.find("time_step_limit")) {
     Options options;
     options.limits("time_step_limit", &mixer->dt_limit, "");
-    ConfigValue map;
-    map.kind = ConfigValue::Kind::map;
-    map.source = json.source;
-    map.entries = {{"time_step_limit", *limit}};
-    options.read(map, "");
+    read_one(options, "time_step_limit", *limit);
   }
   config.mixer = mixer;
   return config;

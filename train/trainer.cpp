@@ -274,8 +274,7 @@ void Trainer::run() {
   const Path folder(config_.run.run);
   log_ = std::make_unique<RunLog>(folder, state_.step);
   log_->info(summary());
-  const double start = now_seconds();
-  seconds_before_ = start;
+  run_start_seconds_ = now_seconds();
   int64_t saved_step = -1;
   while (state_.step < config_.run.train.steps && stop_requests == 0 && !time_is_up()) {
     const StepReport report = step();
@@ -322,7 +321,7 @@ void Trainer::after_step(const StepReport& report) {
 
 bool Trainer::time_is_up() const {
   const auto& limit = config_.run.train.time_limit_s;
-  return limit.has_value() && now_seconds() - seconds_before_ >= *limit;
+  return limit.has_value() && now_seconds() - run_start_seconds_ >= *limit;
 }
 
 void Trainer::evaluate_now() {

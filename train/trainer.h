@@ -76,7 +76,7 @@ class Trainer {
   std::vector<LanguageModelState> carried_;       // train.state_passing: the state of each pass's rows
   std::vector<LanguageModelState> next_carried_;  // what the present step leaves, if it is not skipped
   std::unique_ptr<RunLog> log_;
-  double seconds_before_ = 0.0;  // of this process's run(): when it started
+  double run_start_seconds_ = 0.0;  // on the steady clock
   std::vector<double> recent_step_seconds_;
 };
 

@@ -20,12 +20,6 @@ void check_arguments(const Variable& x, const Variable& weight, const Variable& 
   }
 }
 
-Shape with_last(const Shape& shape, int64_t size) {
-  std::vector<int64_t> sizes(shape.begin(), shape.end());
-  sizes.back() = size;
-  return Shape(sizes);
-}
-
 }  // namespace
 
 // grad_x = grad_y W,   grad_W = grad_y^T x,   grad_b = sum over rows of grad_y.

@@ -7,12 +7,6 @@
 namespace headwater {
 namespace {
 
-Shape with_last(const Shape& shape, int64_t size) {
-  std::vector<int64_t> sizes(shape.begin(), shape.end());
-  sizes.back() = size;
-  return Shape(sizes);
-}
-
 Shape with_last_two_swapped(const Shape& shape) {
   std::vector<int64_t> sizes(shape.begin(), shape.end());
   std::swap(sizes[sizes.size() - 1], sizes[sizes.size() - 2]);
