@@ -2,6 +2,7 @@
 
 #include <charconv>
 
+#include "core/cuda/runtime.h"
 #include "core/error.h"
 #include "core/kernel.h"
 
@@ -24,7 +25,8 @@ Device parse_device(const std::string& text) {
   } else if (!is_cuda) {
     throw_input_error("device '{}' is not understood; expected cpu, cuda or cuda:N", text);
   }
-  throw_no_cuda(fmt::format("device '{}'", text).c_str());
+  cuda::use_device(index);
+  return {DeviceType::cuda, index};
 }
 
 void throw_no_cuda(const char* kernel) {

@@ -5,17 +5,13 @@
 #include <cstdint>
 #include <string>
 
+#include "core/bfloat16.h"
 #include "core/error.h"
 
 namespace headwater {
 
 /// f64 exists on the CPU so that every gradient can be checked by finite differences.
 enum class DType : uint8_t { f32, f64, bf16, i32, i64, u8 };
-
-/// The upper 16 bits of a float; storage only, arithmetic is done in float.
-struct BFloat16 {
-  uint16_t bits = 0;
-};
 
 constexpr size_t size_of(DType dtype) {
   switch (dtype) {
@@ -78,6 +74,31 @@ struct DTypeOf<uint8_t> {
   static constexpr DType value = DType::u8;
 };
 
+/// Calls `body(T{})` with T the C++ type of `dtype`.
+template <class Body>
+void dispatch_any(DType dtype, Body&& body) {
+  switch (dtype) {
+    case DType::f32:
+      body(float{});
+      return;
+    case DType::f64:
+      body(double{});
+      return;
+    case DType::bf16:
+      body(BFloat16{});
+      return;
+    case DType::i32:
+      body(int32_t{});
+      return;
+    case DType::i64:
+      body(int64_t{});
+      return;
+    case DType::u8:
+      body(uint8_t{});
+      return;
+  }
+}
+
 /// Calls `body(T{})` with T = float or double; any other dtype is an input error that names `who`.
 template <class Body>
 void dispatch_real(DType dtype, const char* who, Body&& body) {
@@ -90,6 +111,22 @@ void dispatch_real(DType dtype, const char* who, Body&& body) {
       return;
     default:
       throw_input_error("{}: dtype {} is not supported on the CPU; use f32 or f64", who, name_of(dtype));
+  }
+}
+
+/// Calls `body(T{})` with T = float or BFloat16, what CUDA kernels compute with; any other dtype is an input error that
+/// names `who`.
+template <class Body>
+void dispatch_cuda(DType dtype, const char* who, Body&& body) {
+  switch (dtype) {
+    case DType::f32:
+      body(float{});
+      return;
+    case DType::bf16:
+      body(BFloat16{});
+      return;
+    default:
+      throw_input_error("{}: dtype {} is not supported on a GPU; use f32 or bf16", who, name_of(dtype));
   }
 }
 

@@ -4,6 +4,14 @@
 #include "core/device.h"
 #include "core/profile.h"
 
+/// The CUDA side of a Kernel: the function's address in a build that has CUDA kernels, on hardware or emulated, else
+/// null. A macro, because such a function does not exist elsewhere.
+#if defined(HEADWATER_CUDA_KERNELS)
+#define HEADWATER_CUDA(function) function
+#else
+#define HEADWATER_CUDA(function) nullptr
+#endif
+
 namespace headwater {
 
 /// Says that this build cannot run `kernel` on a GPU, and what to do. Kind: machine.

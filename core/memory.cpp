@@ -6,11 +6,14 @@
 #include <array>
 #include <bit>
 #include <cstdlib>
+#include <map>
 #include <mutex>
+#include <string>
 #include <vector>
 
+#include "core/cuda/runtime.h"
 #include "core/error.h"
-#include "core/kernel.h"
+#include "core/files.h"
 
 namespace headwater {
 namespace {
@@ -37,27 +40,8 @@ int64_t class_size_bytes(int size_class) {
   return ((step + 1) << power) * alignment;
 }
 
-struct Cache {
-  std::mutex mutex;
-  std::array<std::vector<void*>, n_classes> free_blocks;
-  MemoryStatistics statistics;
-
-  void release_all() {
-    for (int size_class = 0; size_class < n_classes; ++size_class) {
-      for (void* block : free_blocks[size_class]) {
-        std::free(block);
-        statistics.bytes_reserved -= class_size_bytes(size_class);
-      }
-      free_blocks[size_class].clear();
-    }
-  }
-};
-
-// Never destroyed: tensors in static storage may be released after any destructor of ours would have run.
-Cache& cache() {
-  static Cache* instance = new Cache;
-  return *instance;
-}
+const char* const default_label = "activations and work space";
+thread_local const char* current_label = default_label;
 
 void* allocate_from_system(int64_t size_bytes) {
   void* block = std::aligned_alloc(
@@ -68,23 +52,91 @@ void* allocate_from_system(int64_t size_bytes) {
   return block;
 }
 
+/// The blocks of one device. The emulated GPU's are not cached: each has exactly the size that was asked for, so that
+/// its guards stand where a tensor ends, and new contents, which nothing has written.
+struct Cache {
+  explicit Cache(Device of) : device(of) {}
+
+  Device device;
+  std::mutex mutex;
+  std::array<std::vector<void*>, n_classes> free_blocks;
+  MemoryStatistics statistics;
+  std::map<std::string, int64_t> bytes_by_label;
+
+  bool keeps_blocks() const { return device.is_cpu() || cuda::backend() == cuda::Backend::hardware; }
+  int64_t block_bytes(int64_t size_bytes) const {
+    return keeps_blocks() ? class_size_bytes(size_class_of(size_bytes)) : std::max<int64_t>(size_bytes, 1);
+  }
+
+  void* take_from_system(int64_t size_bytes) const {
+    return device.is_cpu() ? allocate_from_system(size_bytes) : cuda::allocate(size_bytes);
+  }
+  void give_to_system(void* block, int64_t size_bytes) {
+    if (device.is_cpu()) {
+      std::free(block);
+    } else {
+      cuda::release(block, size_bytes);
+    }
+    statistics.bytes_reserved -= size_bytes;
+  }
+
+  void release_all() {
+    for (int size_class = 0; size_class < n_classes; ++size_class) {
+      for (void* block : free_blocks[size_class]) give_to_system(block, class_size_bytes(size_class));
+      free_blocks[size_class].clear();
+    }
+  }
+
+  [[noreturn]] void throw_out_of_memory(int64_t size_bytes) const {
+    std::string held;
+    for (const auto& [label, bytes] : bytes_by_label) {
+      if (bytes > 0) held += fmt::format("{}{} by {}", held.empty() ? "" : ", ", bytes_text(bytes), label);
+    }
+    throw_machine_error(
+        "out of memory on {}: {} asked for {}, {} in use ({}); use a smaller train.micro_batch or "
+        "data.length, or "
+        "train.recompute: blocks",
+        to_string(device), bytes_text(size_bytes), current_label, bytes_text(statistics.bytes_in_use),
+        held.empty() ? "nothing held" : held);
+  }
+};
+
+// Never destroyed: tensors in static storage may be released after any destructor of ours would have run.
+Cache& cache(Device device) {
+  static Cache* cpu = new Cache(Device{});
+  static Cache* gpu = new Cache(Device{DeviceType::cuda, 0});
+  return device.is_cpu() ? *cpu : *gpu;
+}
+
 }  // namespace
+
+MemoryLabel::MemoryLabel(const char* label) : outer_(current_label) {
+  current_label = label;
+}
+MemoryLabel::~MemoryLabel() {
+  current_label = outer_;
+}
 
 Storage::~Storage() {
   if (owner_ || data_ == nullptr) return;
-  Cache& c = cache();
+  Cache& c = cache(device_);
   const std::lock_guard lock(c.mutex);
-  c.free_blocks[size_class_].push_back(data_);
-  c.statistics.bytes_in_use -= class_size_bytes(size_class_);
+  const int64_t block_bytes = c.block_bytes(size_bytes_);
+  if (c.keeps_blocks()) {
+    c.free_blocks[size_class_].push_back(data_);
+  } else {
+    c.give_to_system(data_, block_bytes);
+  }
+  c.statistics.bytes_in_use -= block_bytes;
+  c.bytes_by_label[label_] -= block_bytes;
 }
 
 std::shared_ptr<Storage> allocate(int64_t size_bytes, Device device) {
-  if (!device.is_cpu()) throw_no_cuda("allocate");
   require(size_bytes >= 0 && size_bytes < (int64_t{1} << 46), "cannot allocate {} bytes", size_bytes);
   const int size_class = size_class_of(size_bytes);
-  const int64_t block_bytes = class_size_bytes(size_class);
-  Cache& c = cache();
+  Cache& c = cache(device);
   const std::lock_guard lock(c.mutex);
+  const int64_t block_bytes = c.block_bytes(size_bytes);
   MemoryStatistics& statistics = c.statistics;
   void* block = nullptr;
   auto& free_blocks = c.free_blocks[size_class];
@@ -93,22 +145,19 @@ std::shared_ptr<Storage> allocate(int64_t size_bytes, Device device) {
     free_blocks.pop_back();
     ++statistics.cache_hits;
   } else {
-    block = allocate_from_system(block_bytes);
+    block = c.take_from_system(block_bytes);
     if (block == nullptr) {
       c.release_all();
-      block = allocate_from_system(block_bytes);
+      block = c.take_from_system(block_bytes);
     }
-    if (block == nullptr) {
-      throw_machine_error(
-          "out of memory: {} bytes asked for, {} bytes in use; use a smaller train.batch or data.length",
-          size_bytes, statistics.bytes_in_use);
-    }
+    if (block == nullptr) c.throw_out_of_memory(size_bytes);
     ++statistics.system_allocations;
     statistics.bytes_reserved += block_bytes;
   }
   statistics.bytes_in_use += block_bytes;
   statistics.peak_bytes_in_use = std::max(statistics.peak_bytes_in_use, statistics.bytes_in_use);
-  return std::make_shared<Storage>(block, size_bytes, size_class, device);
+  c.bytes_by_label[current_label] += block_bytes;
+  return std::make_shared<Storage>(block, size_bytes, size_class, device, current_label);
 }
 
 void keep_freed_memory() {
@@ -119,19 +168,24 @@ void keep_freed_memory() {
 #endif
 }
 
-MemoryStatistics memory_statistics() {
-  const std::lock_guard lock(cache().mutex);
-  return cache().statistics;
+MemoryStatistics memory_statistics(Device device) {
+  Cache& c = cache(device);
+  const std::lock_guard lock(c.mutex);
+  return c.statistics;
 }
 
-void reset_peak_memory() {
-  const std::lock_guard lock(cache().mutex);
-  cache().statistics.peak_bytes_in_use = cache().statistics.bytes_in_use;
+void reset_peak_memory(Device device) {
+  Cache& c = cache(device);
+  const std::lock_guard lock(c.mutex);
+  c.statistics.peak_bytes_in_use = c.statistics.bytes_in_use;
 }
 
 void release_cached_memory() {
-  const std::lock_guard lock(cache().mutex);
-  cache().release_all();
+  for (const Device device : {Device{}, Device{DeviceType::cuda, 0}}) {
+    Cache& c = cache(device);
+    const std::lock_guard lock(c.mutex);
+    c.release_all();
+  }
 }
 
 }  // namespace headwater

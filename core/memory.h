@@ -18,12 +18,25 @@ struct MemoryStatistics {
   int64_t cache_hits = 0;          ///< how often a cached block served instead
 };
 
+/// Charges what is allocated on this thread while it lives to `label` ("parameters"), for the text of an out-of-memory
+/// error. Without one: "activations and work space". The text must live on.
+class MemoryLabel {
+ public:
+  explicit MemoryLabel(const char* label);
+  ~MemoryLabel();
+  MemoryLabel(const MemoryLabel&) = delete;
+  MemoryLabel& operator=(const MemoryLabel&) = delete;
+
+ private:
+  const char* outer_;
+};
+
 /// One block of memory on one device; returns itself to the cache when the last tensor on it goes.
 /// A block over foreign memory (a mapped file) holds its owner instead and frees nothing.
 class Storage {
  public:
-  Storage(void* data, int64_t size_bytes, int size_class, Device device)
-      : data_(data), size_bytes_(size_bytes), size_class_(size_class), device_(device) {}
+  Storage(void* data, int64_t size_bytes, int size_class, Device device, const char* label)
+      : data_(data), size_bytes_(size_bytes), size_class_(size_class), device_(device), label_(label) {}
   Storage(void* data, int64_t size_bytes, std::shared_ptr<const void> owner)
       : data_(data), size_bytes_(size_bytes), owner_(std::move(owner)) {}
   ~Storage();
@@ -39,22 +52,24 @@ class Storage {
   int64_t size_bytes_;
   int size_class_ = -1;
   Device device_;
+  const char* label_ = nullptr;
   std::shared_ptr<const void> owner_;
 };
 
-/// A block of at least `size_bytes`, 64-byte aligned, contents undefined. Thread-safe.
-/// Throws a machine error that says what was asked and what is held when the system has no more, and one
-/// that says so when `device` is a GPU and this build has no CUDA.
+/// A block of at least `size_bytes`, 64-byte aligned (256 on a GPU), contents undefined. Thread-safe. A GPU's blocks may
+/// be handed out again while kernels that use them are still to run: all work is in one stream, so its order holds.
+/// Throws a machine error that says what was asked and what is held by what when there is no more, and one that says so
+/// when `device` is a GPU and this build has no CUDA.
 std::shared_ptr<Storage> allocate(int64_t size_bytes, Device device);
 
 /// Makes the C library keep what it was given back instead of returning it to the system: libraries that allocate their
 /// work space in every call (GEMM) would otherwise have its pages cleared anew each time. Call once, first thing.
 void keep_freed_memory();
 
-MemoryStatistics memory_statistics();
+MemoryStatistics memory_statistics(Device device = {});
 
 /// Lets peak_bytes_in_use start again from bytes_in_use.
-void reset_peak_memory();
+void reset_peak_memory(Device device = {});
 
 /// Gives every cached block back to the system.
 void release_cached_memory();

@@ -2,27 +2,14 @@
 
 #include <cstring>
 
+#include "core/cuda/runtime.h"
 #include "core/parallel.h"
+#include "core/tensor_kernels.h"
 
 namespace headwater {
 namespace {
 
 constexpr int64_t elementwise_grain = 16384;
-
-float to_float(BFloat16 value) {
-  const uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
-  float result;
-  std::memcpy(&result, &bits, sizeof(result));
-  return result;
-}
-
-BFloat16 to_bfloat16(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof(bits));
-  if ((bits & 0x7fffffffu) > 0x7f800000u) return {static_cast<uint16_t>((bits >> 16) | 0x40)};  // stay NaN
-  return {
-      static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};  // round to nearest, ties to even
-}
 
 template <class To, class From>
 To convert(From value) {
@@ -33,35 +20,6 @@ To convert(From value) {
   } else {
     return static_cast<To>(value);
   }
-}
-
-template <class Body>
-void dispatch_any(DType dtype, Body&& body) {
-  switch (dtype) {
-    case DType::f32:
-      body(float{});
-      return;
-    case DType::f64:
-      body(double{});
-      return;
-    case DType::bf16:
-      body(BFloat16{});
-      return;
-    case DType::i32:
-      body(int32_t{});
-      return;
-    case DType::i64:
-      body(int64_t{});
-      return;
-    case DType::u8:
-      body(uint8_t{});
-      return;
-  }
-}
-
-void require_cpu(const Tensor& tensor, const char* who) {
-  require(tensor.device().is_cpu(), "{}: the tensor is on {}; copy it to the cpu first", who,
-          to_string(tensor.device()));
 }
 
 }  // namespace
@@ -152,33 +110,29 @@ Tensor Tensor::clone() const {
 
 Tensor Tensor::to(DType dtype) const {
   if (!storage_ || dtype == dtype_) return *this;
-  require_cpu(*this, "Tensor::to");
-  Tensor result = empty(shape_, dtype);
-  dispatch_any(dtype_, [&](auto from) {
-    dispatch_any(dtype, [&](auto to) {
-      const auto* source = data<decltype(from)>();
-      auto* target = result.data<decltype(to)>();
-      parallel_for(numel_, elementwise_grain, [=](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) target[i] = convert<decltype(to)>(source[i]);
-      });
-    });
-  });
+  const Tensor result = empty(shape_, dtype, device());
+  convert_kernel(device(), {*this, result});
+  return result;
+}
+
+Tensor Tensor::to(Device device) const {
+  if (!storage_ || device == this->device()) return *this;
+  const Tensor result = empty(shape_, dtype_, device);
+  result.copy_from(*this);
   return result;
 }
 
 void Tensor::fill(double value) const {
-  require_cpu(*this, "Tensor::fill");
-  dispatch_any(dtype_, [&](auto element) {
-    auto* target = data<decltype(element)>();
-    const auto converted = convert<decltype(element)>(value);
-    parallel_for(numel_, elementwise_grain,
-                 [=](int64_t begin, int64_t end) { std::fill(target + begin, target + end, converted); });
-  });
+  fill_kernel(device(), {*this, value});
 }
 
 void Tensor::zero() const {
-  require_cpu(*this, "Tensor::zero");
+  if (numel_ == 0) return;
   char* bytes = static_cast<char*>(raw_data());
+  if (device().is_cuda()) {
+    cuda::fill_bytes(bytes, 0, size_bytes());
+    return;
+  }
   parallel_for(size_bytes(), elementwise_grain * 4,
                [=](int64_t begin, int64_t end) { std::memset(bytes + begin, 0, end - begin); });
 }
@@ -187,17 +141,24 @@ void Tensor::copy_from(const Tensor& source) const {
   require(source.shape() == shape_ && source.dtype() == dtype_,
           "cannot copy a {} tensor of shape {} into {} {}", name_of(source.dtype()), source.shape(),
           name_of(dtype_), shape_);
-  require_cpu(*this, "Tensor::copy_from");
-  require_cpu(source, "Tensor::copy_from");
+  if (numel_ == 0) return;
   char* to = static_cast<char*>(raw_data());
   const char* from = static_cast<const char*>(source.raw_data());
+  if (device().is_cuda()) {
+    (source.device().is_cuda() ? cuda::copy_on_device : cuda::copy_to_device)(to, from, size_bytes());
+    return;
+  }
+  if (source.device().is_cuda()) {
+    cuda::copy_to_host(to, from, size_bytes());
+    return;
+  }
   parallel_for(size_bytes(), elementwise_grain * 4,
                [=](int64_t begin, int64_t end) { std::memcpy(to + begin, from + begin, end - begin); });
 }
 
 template <class T>
 std::vector<T> Tensor::to_vector() const {
-  const Tensor converted = to(DTypeOf<T>::value);
+  const Tensor converted = to(Device{}).to(DTypeOf<T>::value);
   const T* first = converted.data<T>();
   return std::vector<T>(first, first + numel_);
 }
@@ -211,22 +172,51 @@ void add_in_place(const Tensor& target, const Tensor& source) {
   require(target.shape() == source.shape() && target.dtype() == source.dtype(),
           "cannot add a {} tensor of shape {} to {} {}", name_of(source.dtype()), source.shape(),
           name_of(target.dtype()), target.shape());
-  dispatch_real(target.dtype(), "add_in_place", [&](auto element) {
+  add_in_place_kernel(target.device(), {target, source});
+}
+
+void scale_in_place(const Tensor& target, double factor) {
+  scale_in_place_kernel(target.device(), {target, factor});
+}
+
+void convert_cpu(const ConvertArgs& args) {
+  dispatch_any(args.from.dtype(), [&](auto from) {
+    dispatch_any(args.to.dtype(), [&](auto to) {
+      const auto* source = args.from.data<decltype(from)>();
+      auto* target = args.to.data<decltype(to)>();
+      parallel_for(args.from.numel(), elementwise_grain, [=](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) target[i] = convert<decltype(to)>(source[i]);
+      });
+    });
+  });
+}
+
+void fill_cpu(const FillArgs& args) {
+  dispatch_any(args.target.dtype(), [&](auto element) {
+    auto* target = args.target.data<decltype(element)>();
+    const auto converted = convert<decltype(element)>(args.value);
+    parallel_for(args.target.numel(), elementwise_grain,
+                 [=](int64_t begin, int64_t end) { std::fill(target + begin, target + end, converted); });
+  });
+}
+
+void add_in_place_cpu(const AddInPlaceArgs& args) {
+  dispatch_real(args.target.dtype(), "add_in_place", [&](auto element) {
     using T = decltype(element);
-    T* to = target.data<T>();
-    const T* from = source.data<T>();
-    parallel_for(target.numel(), elementwise_grain, [=](int64_t begin, int64_t end) {
+    T* to = args.target.data<T>();
+    const T* from = args.source.data<T>();
+    parallel_for(args.target.numel(), elementwise_grain, [=](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) to[i] += from[i];
     });
   });
 }
 
-void scale_in_place(const Tensor& target, double factor) {
-  dispatch_real(target.dtype(), "scale_in_place", [&](auto element) {
+void scale_in_place_cpu(const ScaleInPlaceArgs& args) {
+  dispatch_real(args.target.dtype(), "scale_in_place", [&](auto element) {
     using T = decltype(element);
-    T* to = target.data<T>();
-    const T f = static_cast<T>(factor);
-    parallel_for(target.numel(), elementwise_grain, [=](int64_t begin, int64_t end) {
+    T* to = args.target.data<T>();
+    const T f = static_cast<T>(args.factor);
+    parallel_for(args.target.numel(), elementwise_grain, [=](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) to[i] *= f;
     });
   });

@@ -54,16 +54,18 @@ class Tensor {
   Tensor view(int64_t offset, const Shape& shape) const;
   /// A fresh copy in memory of its own.
   Tensor clone() const;
-  /// Converted to another dtype (a handle to the same memory if it already has it). CPU.
+  /// Converted to another dtype (a handle to the same memory if it already has it).
   Tensor to(DType dtype) const;
+  /// Copied to another device (a handle to the same memory if it is there).
+  Tensor to(Device device) const;
 
   void fill(double value) const;
   void zero() const;
-  /// Copies the elements of `source` (same shape and dtype) here.
+  /// Copies the elements of `source` (same shape and dtype, any device) here.
   void copy_from(const Tensor& source) const;
   /// True when no other handle shares the memory, so that it may be overwritten.
   bool is_sole_owner() const { return storage_ && storage_.use_count() == 1; }
-  /// The elements in a vector, converted to T. CPU.
+  /// The elements in a vector, converted to T.
   template <class T>
   std::vector<T> to_vector() const;
 

@@ -15,13 +15,37 @@ inline void check_shape(const char* op, const char* argument, const Variable& va
           meaning, expected);
 }
 
+inline void check_device(const char* op, const char* argument, const Variable& value,
+                         const Variable& reference) {
+  require(value.device() == reference.device(), "{}: {} is on {}; it must be on {} like the other arguments",
+          op, argument, to_string(value.device()), to_string(reference.device()));
+}
+
+inline void check_dtype(const char* op, const char* argument, const Variable& value, DType expected) {
+  require(value.dtype() == expected, "{}: {} is {}; it must be {} like the other arguments", op, argument,
+          name_of(value.dtype()), name_of(expected));
+}
+
 /// `argument` must agree with `reference` in dtype and device.
 inline void check_like(const char* op, const char* argument, const Variable& value,
                        const Variable& reference) {
-  require(value.dtype() == reference.dtype(), "{}: {} is {}; it must be {} like the other arguments", op,
-          argument, name_of(value.dtype()), name_of(reference.dtype()));
-  require(value.device() == reference.device(), "{}: {} is on {}; it must be on {} like the other arguments",
-          op, argument, to_string(value.device()), to_string(reference.device()));
+  check_dtype(op, argument, value, reference.dtype());
+  check_device(op, argument, value, reference);
+}
+
+/// What numbers that must not lose bits are kept in beside tensors of `dtype`: norms' and convolutions' weights, biases,
+/// step sizes, decays, states, sums.
+inline DType compute_dtype(DType dtype) {
+  return dtype == DType::bf16 ? DType::f32 : dtype;
+}
+
+/// `argument` is such a number: of compute_dtype(reference's dtype), on its device.
+inline void check_parameter(const char* op, const char* argument, const Variable& value,
+                            const Variable& reference) {
+  const DType expected = compute_dtype(reference.dtype());
+  require(value.dtype() == expected, "{}: {} is {}; beside {} arguments it must be {}", op, argument,
+          name_of(value.dtype()), name_of(reference.dtype()), name_of(expected));
+  check_device(op, argument, value, reference);
 }
 
 /// `resets` is absent or i32 (batch, length) with a 1 where a document starts, else 0.

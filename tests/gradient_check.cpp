@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "autograd/tape.h"
+#include "core/cuda/runtime.h"
 #include "core/random.h"
 
 namespace headwater {
@@ -94,7 +95,118 @@ std::string compare(const std::string& what, double analytic, double numeric, do
   return "";
 }
 
+/// What a function gives: its outputs, and the gradients of its inputs for random cotangents of the outputs.
+struct Evaluated {
+  std::vector<Tensor> outputs, gradients;  // undefined where there is none
+};
+
+/// `cotangents` are drawn if there are none yet, rounded to the dtype of the outputs.
+Evaluated evaluate(const CheckedFunction& function, const std::vector<Tensor>& inputs,
+                   std::vector<Tensor>& cotangents) {
+  std::vector<Variable> leaves;
+  for (const Tensor& input : inputs) {
+    const bool real = input.defined() && input.dtype() != DType::i32 && input.dtype() != DType::u8;
+    leaves.push_back(real ? Variable::leaf(input) : Variable(input));
+  }
+  Tape tape;
+  const std::vector<Variable> outputs = function(leaves);
+  Evaluated result;
+  std::vector<Tensor> given;
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    result.outputs.push_back(outputs[i].value());
+    if (cotangents.size() == i) {
+      cotangents.push_back(
+          outputs[i].defined()
+              ? random_tensor(outputs[i].shape(), 1000 + i).to(outputs[i].dtype()).to(DType::f64)
+              : Tensor());
+    }
+    given.push_back(cotangents[i].to(outputs[i].dtype()).to(outputs[i].device()));
+  }
+  tape.backward(outputs, given);
+  for (const Variable& leaf : leaves) {
+    result.gradients.push_back(leaf.requires_gradient() ? leaf.gradient().tensor() : Tensor());
+  }
+  return result;
+}
+
+/// The entry where `device` is farthest from `reference`, if that is more than `tolerance` of the largest entry.
+std::string compare_tensors(const std::string& what, const Tensor& device, const Tensor& reference,
+                            double tolerance) {
+  if (!reference.defined() && !device.defined()) return "";
+  const std::vector<double> a =
+      device.defined() ? device.to_vector<double>() : std::vector<double>(reference.numel());
+  const std::vector<double> b =
+      reference.defined() ? reference.to_vector<double>() : std::vector<double>(a.size());
+  if (a.size() != b.size())
+    return fmt::format("{}: {} entries on the GPU, {} on the CPU", what, a.size(), b.size());
+  double scale = 1e-30, worst = 0.0;
+  size_t at = 0;
+  for (size_t i = 0; i < a.size(); ++i) {
+    scale = std::max(scale, std::abs(b[i]));
+    const double error = std::isnan(a[i]) ? std::numeric_limits<double>::infinity() : std::abs(a[i] - b[i]);
+    if (error > worst) {
+      worst = error;
+      at = i;
+    }
+  }
+  if (worst <= tolerance * scale) return "";
+  return fmt::format(
+      "{}, entry {}: {:.9g} on the GPU, {:.9g} on the CPU in f64; error {:.3g} of the largest entry, "
+      "allowed {:.3g}",
+      what, at, a[at], b[at], worst / scale, tolerance);
+}
+
+std::string compare_devices(const CheckedFunction& function, const std::vector<Tensor>& inputs,
+                            const std::vector<DType>& dtypes, double tolerance) {
+  if (!has_cuda()) return "";
+  std::vector<Tensor> on_cpu, on_gpu;
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    const bool real = is_varied(inputs[i]);
+    const Tensor rounded = real ? inputs[i].to(dtypes[i]) : inputs[i];
+    on_gpu.push_back(rounded.to(parse_device("cuda")));
+    on_cpu.push_back(real ? rounded.to(DType::f64) : inputs[i]);
+  }
+  std::vector<Tensor> cotangents;
+  const Evaluated gpu = evaluate(function, on_gpu, cotangents);
+  const Evaluated cpu = evaluate(function, on_cpu, cotangents);
+  for (size_t i = 0; i < cpu.outputs.size(); ++i) {
+    const std::string text =
+        compare_tensors(fmt::format("output {}", i), gpu.outputs[i], cpu.outputs[i], tolerance);
+    if (!text.empty()) return text;
+  }
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    const std::string text = compare_tensors(fmt::format("gradient of input {}", i), gpu.gradients[i],
+                                             cpu.gradients[i], tolerance);
+    if (!text.empty()) return text;
+  }
+  return "";
+}
+
 }  // namespace
+
+bool has_cuda() {
+  static const bool found = [] {
+    if (cuda::backend() == cuda::Backend::none) return false;
+    try {
+      parse_device("cuda");
+    } catch (const Error&) {
+      return false;
+    }
+    return true;
+  }();
+  return found;
+}
+
+std::string check_cuda(const CheckedFunction& function, const std::vector<Tensor>& inputs, double tolerance) {
+  return compare_devices(function, inputs, std::vector<DType>(inputs.size(), DType::f32), tolerance);
+}
+
+std::string check_cuda_bf16(const CheckedFunction& function, const std::vector<Tensor>& inputs,
+                            const std::vector<size_t>& bf16_inputs, double tolerance) {
+  std::vector<DType> dtypes(inputs.size(), DType::f32);
+  for (const size_t i : bf16_inputs) dtypes.at(i) = DType::bf16;
+  return compare_devices(function, inputs, dtypes, tolerance);
+}
 
 Tensor random_tensor(const Shape& shape, uint64_t stream, double scale) {
   RandomStream random(20240521, stream);
@@ -104,7 +216,7 @@ Tensor random_tensor(const Shape& shape, uint64_t stream, double scale) {
 }
 
 std::string check_gradient(const CheckedFunction& function, const std::vector<Tensor>& inputs,
-                           double tolerance) {
+                           double tolerance, double cuda_tolerance) {
   const Gradients gradients = analytic_gradients(function, inputs);
   std::vector<Tensor> all(inputs.size());
   double all_analytic = 0.0;
@@ -124,7 +236,9 @@ std::string check_gradient(const CheckedFunction& function, const std::vector<Te
     if (!text.empty()) return text;
   }
   const double numeric = difference_quotient(function, inputs, all, gradients.cotangents);
-  return compare("all inputs together", all_analytic, numeric, std::max(all_scale, 1e-3), tolerance);
+  const std::string text =
+      compare("all inputs together", all_analytic, numeric, std::max(all_scale, 1e-3), tolerance);
+  return text.empty() ? check_cuda(function, inputs, cuda_tolerance) : text;
 }
 
 std::string check_jacobian(const CheckedFunction& function, const std::vector<Tensor>& inputs,

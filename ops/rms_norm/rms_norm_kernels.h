@@ -6,6 +6,7 @@
 
 namespace headwater {
 
+/// gate, y and their gradients share a dtype; weight, its gradient and inverse_rms are of the dtype of the arithmetic.
 struct RmsNormForwardArgs {
   Tensor x;            // (rows, d)
   Tensor weight;       // (d)
@@ -27,9 +28,13 @@ struct RmsNormBackwardArgs {
 };
 
 void rms_norm_forward_cpu(const RmsNormForwardArgs& args);
+void rms_norm_forward_cuda(const RmsNormForwardArgs& args);
 void rms_norm_backward_cpu(const RmsNormBackwardArgs& args);
+void rms_norm_backward_cuda(const RmsNormBackwardArgs& args);
 
-inline constexpr Kernel<RmsNormForwardArgs> rms_norm_forward{"rms_norm_forward", rms_norm_forward_cpu};
-inline constexpr Kernel<RmsNormBackwardArgs> rms_norm_backward{"rms_norm_backward", rms_norm_backward_cpu};
+inline constexpr Kernel<RmsNormForwardArgs> rms_norm_forward{"rms_norm_forward", rms_norm_forward_cpu,
+                                                             HEADWATER_CUDA(rms_norm_forward_cuda)};
+inline constexpr Kernel<RmsNormBackwardArgs> rms_norm_backward{"rms_norm_backward", rms_norm_backward_cpu,
+                                                               HEADWATER_CUDA(rms_norm_backward_cuda)};
 
 }  // namespace headwater

@@ -37,6 +37,19 @@ TEST_CASE("rms_norm: gradient matches finite differences at odd sizes") {
   }
 }
 
+TEST_CASE("rms_norm: bf16 on a GPU agrees with f64") {
+  for (const bool norm_before_gate : {false, true}) {
+    const RmsNormOptions options{.n_groups = 3, .norm_before_gate = norm_before_gate};
+    CHECK(check_cuda_bf16(with_options(options), inputs_of(7, 33, true), {0, 2}) == "");
+  }
+  // An f32 residual stream that a bf16 layer reads.
+  const auto to_bf16 = [](const std::vector<Variable>& inputs) {
+    const bool on_cpu = inputs[0].device().is_cpu();
+    return with_options({.output_dtype = on_cpu ? DType::f64 : DType::bf16})(inputs);
+  };
+  CHECK(check_cuda_bf16(to_bf16, inputs_of(7, 257, false), {}) == "");
+}
+
 TEST_CASE("rms_norm: every entry of the Jacobian") {
   const RmsNormOptions grouped{.epsilon = 1e-2, .n_groups = 3};
   CHECK(check_jacobian(with_options(grouped), inputs_of(2, 6, true)) == "");
@@ -69,5 +82,5 @@ TEST_CASE("rms_norm: names what is wrong") {
   CHECK_THROWS_WITH(rms_norm(x, Variable(random_tensor({6}, 2)), {}, {.n_groups = 4}),
                     "rms_norm: 6 channels cannot be split into 4 groups of equal size");
   CHECK_THROWS_WITH(rms_norm(x, Variable(random_tensor({6}, 2).to(DType::f32))),
-                    "rms_norm: weight is f32; it must be f64 like the other arguments");
+                    "rms_norm: weight is f32; beside f64 arguments it must be f64");
 }
