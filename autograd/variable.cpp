@@ -13,9 +13,9 @@ void Gradient::add(const Tensor& contribution) {
   add_in_place(tensor_, contribution);
 }
 
-Gradient::Target Gradient::target(const Tensor& value) {
+Gradient::Target Gradient::target(const Tensor& value, DType dtype) {
   if (!tensor_.defined()) {
-    tensor_ = empty_like(value);
+    tensor_ = Tensor::empty(value.shape(), dtype, value.device());
     return {tensor_, false};
   }
   if (!is_pinned_ && !tensor_.is_sole_owner()) tensor_ = tensor_.clone();
@@ -33,8 +33,9 @@ Variable Variable::leaf(Tensor value) {
 }
 
 Variable Variable::parameter(Tensor value, Tensor gradient) {
-  require(value.shape() == gradient.shape() && value.dtype() == gradient.dtype(),
-          "a parameter of shape {} was given a gradient of shape {}", value.shape(), gradient.shape());
+  require(value.shape() == gradient.shape() && compute_dtype(value.dtype()) == gradient.dtype(),
+          "a {} parameter of shape {} was given a {} gradient of shape {}", name_of(value.dtype()),
+          value.shape(), name_of(gradient.dtype()), gradient.shape());
   Variable result(std::move(value));
   result.gradient_ = std::make_shared<Gradient>(std::move(gradient));
   return result;

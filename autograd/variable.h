@@ -22,13 +22,13 @@ class Gradient {
   void add(const Tensor& contribution);
 
   /// Memory for a kernel that can add by itself (beta of a GEMM): the sum so far with accumulate = true, or
-  /// fresh uninitialised memory like `value` with accumulate = false, which the kernel must then fill
-  /// entirely.
+  /// fresh uninitialised memory of value's shape, of `dtype`, with accumulate = false, which the kernel must then
+  /// fill entirely.
   struct Target {
     Tensor tensor;
     bool accumulate;
   };
-  Target target(const Tensor& value);
+  Target target(const Tensor& value, DType dtype);
 
   /// Drops the sum of an unpinned gradient.
   void release();
@@ -47,7 +47,8 @@ class Variable {
   explicit Variable(Tensor value) : value_(std::move(value)) {}
   /// A leaf: gradients gather in fresh memory.
   static Variable leaf(Tensor value);
-  /// A parameter: `gradient` has the value's shape, and every backward adds to it.
+  /// A parameter: `gradient` has the value's shape, and every backward adds to it. Its dtype is the value's, or f32 for
+  /// a bf16 value.
   static Variable parameter(Tensor value, Tensor gradient);
 
   bool defined() const { return value_.defined(); }

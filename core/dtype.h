@@ -29,6 +29,12 @@ constexpr size_t size_of(DType dtype) {
   return 0;
 }
 
+/// What numbers that must not lose bits are kept in beside tensors of `dtype`: norms' and convolutions' weights, biases,
+/// step sizes, decays, states, sums, gradients of weights.
+constexpr DType compute_dtype(DType dtype) {
+  return dtype == DType::bf16 ? DType::f32 : dtype;
+}
+
 constexpr const char* name_of(DType dtype) {
   switch (dtype) {
     case DType::f32:
@@ -96,6 +102,24 @@ void dispatch_any(DType dtype, Body&& body) {
     case DType::u8:
       body(uint8_t{});
       return;
+  }
+}
+
+/// Calls `body(T{})` with T = float, double or BFloat16; any other dtype is an input error that names `who`.
+template <class Body>
+void dispatch_floating(DType dtype, const char* who, Body&& body) {
+  switch (dtype) {
+    case DType::f32:
+      body(float{});
+      return;
+    case DType::f64:
+      body(double{});
+      return;
+    case DType::bf16:
+      body(BFloat16{});
+      return;
+    default:
+      throw_input_error("{}: dtype {} is not supported; use f32, f64 or bf16", who, name_of(dtype));
   }
 }
 

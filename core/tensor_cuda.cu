@@ -59,8 +59,8 @@ __global__ void scale_elements(T* target, float factor, int64_t n) {
 }  // namespace
 
 void convert_cuda(const ConvertArgs& args) {
-  dispatch_any(args.from.dtype(), [&](auto from) {
-    dispatch_any(args.to.dtype(), [&](auto to) {
+  dispatch_floating(args.from.dtype(), "convert", [&](auto from) {
+    dispatch_floating(args.to.dtype(), "convert", [&](auto to) {
       using From = decltype(from);
       using To = decltype(to);
       launch("convert", convert_elements<To, From>, shape_for(args.from.numel()), args.from.data<From>(),

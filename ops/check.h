@@ -33,13 +33,7 @@ inline void check_like(const char* op, const char* argument, const Variable& val
   check_device(op, argument, value, reference);
 }
 
-/// What numbers that must not lose bits are kept in beside tensors of `dtype`: norms' and convolutions' weights, biases,
-/// step sizes, decays, states, sums.
-inline DType compute_dtype(DType dtype) {
-  return dtype == DType::bf16 ? DType::f32 : dtype;
-}
-
-/// `argument` is such a number: of compute_dtype(reference's dtype), on its device.
+/// `argument` is one of the numbers that must not lose bits: of compute_dtype(reference's dtype), on its device.
 inline void check_parameter(const char* op, const char* argument, const Variable& value,
                             const Variable& reference) {
   const DType expected = compute_dtype(reference.dtype());
@@ -53,7 +47,14 @@ void check_resets(const char* op, const Tensor& resets, int64_t batch, int64_t l
 
 /// Where a kernel puts the gradient of `variable`; an undefined tensor if none is wanted.
 inline Gradient::Target gradient_target(const Variable& variable) {
-  return variable.requires_gradient() ? variable.gradient().target(variable.value()) : Gradient::Target{};
+  return variable.requires_gradient() ? variable.gradient().target(variable.value(), variable.dtype())
+                                      : Gradient::Target{};
+}
+
+/// The same for a weight, whose gradient is f32 where it is bf16.
+inline Gradient::Target weight_gradient_target(const Variable& weight) {
+  return weight.requires_gradient() ? weight.gradient().target(weight.value(), compute_dtype(weight.dtype()))
+                                    : Gradient::Target{};
 }
 
 /// `shape` with its last axis replaced.
