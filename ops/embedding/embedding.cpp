@@ -52,7 +52,7 @@ Variable embedding(const Tensor& tokens, const Variable& weight) {
 
   if (Tape* tape = Tape::recording({weight})) {
     tape->record({&y}, [tokens, weight](const std::vector<Tensor>& grad_outputs) {
-      const Gradient::Target grad_weight = weight.gradient().target(weight.value());
+      const Gradient::Target grad_weight = weight_gradient_target(weight);
       embedding_backward(weight.device(),
                          {tokens, grad_outputs[0], grad_weight.tensor, grad_weight.accumulate});
     });
