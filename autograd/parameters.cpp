@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "core/memory.h"
+
 namespace headwater {
 namespace {
 
@@ -12,7 +14,7 @@ constexpr int64_t alignment = 16;  // elements: a cache line of f32
 void ParameterStore::add(std::string name, Variable* variable, const Shape& shape, Initializer initializer,
                          ParameterAttributes attributes) {
   require(find(name) == nullptr, "parameter '{}' is declared twice", name);
-  parameters_.push_back({std::move(name), shape, std::move(initializer), attributes, variable, 0});
+  parameters_.push_back({std::move(name), shape, std::move(initializer), attributes, variable, 0, {}});
 }
 
 void ParameterStore::allocate(DType dtype, Device device) {
@@ -23,19 +25,34 @@ void ParameterStore::allocate(DType dtype, Device device) {
     parameter.offset = size;
     size += (parameter.shape.numel() + alignment - 1) / alignment * alignment;
   }
-  values_ = Tensor::zeros({size}, dtype, device);
-  gradients_ = Tensor::zeros({size}, dtype, device);
-  for (const Parameter& parameter : parameters_) {
-    *parameter.variable = Variable::parameter(values_.view(parameter.offset, parameter.shape),
-                                              gradients_.view(parameter.offset, parameter.shape));
+  {
+    const MemoryLabel label("parameters");
+    values_ = Tensor::zeros({size}, compute_dtype(dtype), device);
+    if (dtype == DType::bf16) bf16_copy_ = Tensor::zeros({size}, dtype, device);
   }
+  const MemoryLabel label("gradients");
+  gradients_ = Tensor::zeros({size}, compute_dtype(dtype), device);
+  for (Parameter& parameter : parameters_) {
+    parameter.value = values_.view(parameter.offset, parameter.shape);
+    const bool is_bf16 = bf16_copy_.defined() && parameter.attributes.is_matrix;
+    *parameter.variable =
+        Variable::parameter(is_bf16 ? bf16_copy_.view(parameter.offset, parameter.shape) : parameter.value,
+                            gradients_.view(parameter.offset, parameter.shape));
+  }
+}
+
+void ParameterStore::renew_bf16_copy() {
+  if (bf16_copy_.defined()) bf16_copy_.copy_from(values_.to(DType::bf16));
 }
 
 void ParameterStore::initialize(uint64_t seed) {
   for (const Parameter& parameter : parameters_) {
     RandomStream random(seed, parameter.name);
-    parameter.initializer(parameter.variable->value(), random);
+    const Tensor drawn = Tensor::empty(parameter.shape, values_.dtype());
+    parameter.initializer(drawn, random);
+    parameter.value.copy_from(drawn);
   }
+  renew_bf16_copy();
 }
 
 const Parameter* ParameterStore::find(const std::string& name) const {

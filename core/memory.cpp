@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <map>
 #include <mutex>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -52,6 +53,8 @@ void* allocate_from_system(int64_t size_bytes) {
   return block;
 }
 
+using FreeBlocks = std::array<std::vector<void*>, n_classes>;
+
 /// The blocks of one device. The emulated GPU's are not cached: each has exactly the size that was asked for, so that
 /// its guards stand where a tensor ends, and new contents, which nothing has written.
 struct Cache {
@@ -59,7 +62,7 @@ struct Cache {
 
   Device device;
   std::mutex mutex;
-  std::array<std::vector<void*>, n_classes> free_blocks;
+  FreeBlocks free_blocks;
   MemoryStatistics statistics;
   std::map<std::string, int64_t> bytes_by_label;
 
@@ -80,10 +83,10 @@ struct Cache {
     statistics.bytes_reserved -= size_bytes;
   }
 
-  void release_all() {
+  void release_all(FreeBlocks& blocks) {
     for (int size_class = 0; size_class < n_classes; ++size_class) {
-      for (void* block : free_blocks[size_class]) give_to_system(block, class_size_bytes(size_class));
-      free_blocks[size_class].clear();
+      for (void* block : blocks[size_class]) give_to_system(block, class_size_bytes(size_class));
+      blocks[size_class].clear();
     }
   }
 
@@ -93,7 +96,7 @@ struct Cache {
       if (bytes > 0) held += fmt::format("{}{} by {}", held.empty() ? "" : ", ", bytes_text(bytes), label);
     }
     throw_machine_error(
-        "out of memory on {}: {} asked for {}, {} in use ({}); use a smaller train.micro_batch or "
+        "out of memory on {}: {} asked for by {}, {} in use ({}); use a smaller train.micro_batch or "
         "data.length, or "
         "train.recompute: blocks",
         to_string(device), bytes_text(size_bytes), current_label, bytes_text(statistics.bytes_in_use),
@@ -110,6 +113,44 @@ Cache& cache(Device device) {
 
 }  // namespace
 
+class MemoryPool {
+ public:
+  explicit MemoryPool(Device device) : device_(device) {}
+  ~MemoryPool() {
+    Cache& c = cache(device_);
+    const std::lock_guard lock(c.mutex);
+    c.release_all(free_blocks);
+    for (const auto& [block, size_bytes] : held) c.give_to_system(block, size_bytes);
+  }
+  MemoryPool(const MemoryPool&) = delete;
+  MemoryPool& operator=(const MemoryPool&) = delete;
+
+  Device device() const { return device_; }
+
+  FreeBlocks free_blocks;
+  /// Emulated: what was given back, kept so that nobody else gets the addresses.
+  std::vector<std::pair<void*, int64_t>> held;
+
+ private:
+  Device device_;
+};
+
+namespace {
+thread_local std::shared_ptr<MemoryPool> current_pool;
+}
+
+std::shared_ptr<MemoryPool> make_memory_pool(Device device) {
+  return std::make_shared<MemoryPool>(device);
+}
+
+UseMemoryPool::UseMemoryPool(std::shared_ptr<MemoryPool> pool) {
+  if (current_pool) throw std::logic_error("a memory pool is in use already");
+  current_pool = std::move(pool);
+}
+UseMemoryPool::~UseMemoryPool() {
+  current_pool.reset();
+}
+
 MemoryLabel::MemoryLabel(const char* label) : outer_(current_label) {
   current_label = label;
 }
@@ -123,7 +164,9 @@ Storage::~Storage() {
   const std::lock_guard lock(c.mutex);
   const int64_t block_bytes = c.block_bytes(size_bytes_);
   if (c.keeps_blocks()) {
-    c.free_blocks[size_class_].push_back(data_);
+    (pool_ ? pool_->free_blocks : c.free_blocks)[size_class_].push_back(data_);
+  } else if (pool_) {
+    pool_->held.emplace_back(data_, block_bytes);
   } else {
     c.give_to_system(data_, block_bytes);
   }
@@ -139,7 +182,9 @@ std::shared_ptr<Storage> allocate(int64_t size_bytes, Device device) {
   const int64_t block_bytes = c.block_bytes(size_bytes);
   MemoryStatistics& statistics = c.statistics;
   void* block = nullptr;
-  auto& free_blocks = c.free_blocks[size_class];
+  const std::shared_ptr<MemoryPool> pool =
+      current_pool && current_pool->device() == device ? current_pool : nullptr;
+  auto& free_blocks = (pool ? pool->free_blocks : c.free_blocks)[size_class];
   if (!free_blocks.empty()) {
     block = free_blocks.back();
     free_blocks.pop_back();
@@ -147,7 +192,7 @@ std::shared_ptr<Storage> allocate(int64_t size_bytes, Device device) {
   } else {
     block = c.take_from_system(block_bytes);
     if (block == nullptr) {
-      c.release_all();
+      c.release_all(c.free_blocks);
       block = c.take_from_system(block_bytes);
     }
     if (block == nullptr) c.throw_out_of_memory(size_bytes);
@@ -157,7 +202,7 @@ std::shared_ptr<Storage> allocate(int64_t size_bytes, Device device) {
   statistics.bytes_in_use += block_bytes;
   statistics.peak_bytes_in_use = std::max(statistics.peak_bytes_in_use, statistics.bytes_in_use);
   c.bytes_by_label[current_label] += block_bytes;
-  return std::make_shared<Storage>(block, size_bytes, size_class, device, current_label);
+  return std::make_shared<Storage>(block, size_bytes, size_class, device, current_label, pool);
 }
 
 void keep_freed_memory() {
@@ -184,7 +229,7 @@ void release_cached_memory() {
   for (const Device device : {Device{}, Device{DeviceType::cuda, 0}}) {
     Cache& c = cache(device);
     const std::lock_guard lock(c.mutex);
-    c.release_all();
+    c.release_all(c.free_blocks);
   }
 }
 

@@ -18,6 +18,20 @@ struct MemoryStatistics {
   int64_t cache_hits = 0;          ///< how often a cached block served instead
 };
 
+/// Memory of a GPU apart from the common cache: for work that is recorded once and run many times (core/cuda/graph.h). The
+/// addresses that a recording holds stay its own, from run to run.
+class MemoryPool;
+std::shared_ptr<MemoryPool> make_memory_pool(Device device);
+
+/// While it lives, this thread allocates on the pool's device from the pool.
+class UseMemoryPool {
+ public:
+  explicit UseMemoryPool(std::shared_ptr<MemoryPool> pool);
+  ~UseMemoryPool();
+  UseMemoryPool(const UseMemoryPool&) = delete;
+  UseMemoryPool& operator=(const UseMemoryPool&) = delete;
+};
+
 /// Charges what is allocated on this thread while it lives to `label` ("parameters"), for the text of an out-of-memory
 /// error. Without one: "activations and work space". The text must live on.
 class MemoryLabel {
@@ -31,12 +45,19 @@ class MemoryLabel {
   const char* outer_;
 };
 
-/// One block of memory on one device; returns itself to the cache when the last tensor on it goes.
+/// One block of memory on one device; returns itself to the cache, or the pool it came from, when the last tensor on it
+/// goes.
 /// A block over foreign memory (a mapped file) holds its owner instead and frees nothing.
 class Storage {
  public:
-  Storage(void* data, int64_t size_bytes, int size_class, Device device, const char* label)
-      : data_(data), size_bytes_(size_bytes), size_class_(size_class), device_(device), label_(label) {}
+  Storage(void* data, int64_t size_bytes, int size_class, Device device, const char* label,
+          std::shared_ptr<MemoryPool> pool)
+      : data_(data),
+        size_bytes_(size_bytes),
+        size_class_(size_class),
+        device_(device),
+        label_(label),
+        pool_(std::move(pool)) {}
   Storage(void* data, int64_t size_bytes, std::shared_ptr<const void> owner)
       : data_(data), size_bytes_(size_bytes), owner_(std::move(owner)) {}
   ~Storage();
@@ -53,6 +74,7 @@ class Storage {
   int size_class_ = -1;
   Device device_;
   const char* label_ = nullptr;
+  std::shared_ptr<MemoryPool> pool_;  // null: the common cache
   std::shared_ptr<const void> owner_;
 };
 

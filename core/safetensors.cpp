@@ -110,7 +110,6 @@ void check_writable(const std::vector<NamedTensor>& tensors, const std::string& 
     check(!name.empty() && name != "__metadata__", "the name is reserved");
     check(valid_utf8_prefix(name) == name.size(), "the name is not UTF-8");
     check(tensor.defined(), "it is undefined");
-    check(tensor.device().is_cpu(), "it is not on the cpu; copy it there first");
   }
 }
 
@@ -249,7 +248,8 @@ void write_safetensors(OutputFile& file, const std::vector<NamedTensor>& tensors
   file.write(&length, length_bytes);
   file.write(header);
   for (const NamedTensor* named : order) {
-    file.write(named->tensor.raw_data(), static_cast<size_t>(named->tensor.size_bytes()));
+    const Tensor on_cpu = named->tensor.to(Device{});
+    file.write(on_cpu.raw_data(), static_cast<size_t>(on_cpu.size_bytes()));
   }
 }
 

@@ -52,10 +52,10 @@ class SafetensorsFile {
   size_t data_start_;
 };
 
-/// Puts out `tensors` (on the CPU) sorted by dtype size, largest first, then by name; data begins at a
-/// multiple of 8 bytes, and so every tensor is aligned. Tensor memory is written as it stands, not copied.
-/// Throws an input error for an undefined tensor, one on a GPU, a name that is there twice, empty, reserved
-/// or not UTF-8; writing throws as OutputFile does.
+/// Puts out `tensors` sorted by dtype size, largest first, then by name; data begins at a multiple of 8 bytes,
+/// and so every tensor is aligned. Tensor memory is written as it stands; one on a GPU is copied to the CPU
+/// when its turn comes. Throws an input error for an undefined tensor, a name that is there twice, empty,
+/// reserved or not UTF-8; writing throws as OutputFile does.
 void write_safetensors(OutputFile& file, const std::vector<NamedTensor>& tensors,
                        const std::map<std::string, std::string>& metadata);
 /// The same into a file of its own, whole or not at all.

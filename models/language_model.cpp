@@ -169,7 +169,7 @@ LanguageModel::LanguageModel(const LanguageModelConfig& config) : config_(config
   const std::vector<LayerConfig> layers = config.expanded_layers();
   const ParameterScope backbone(store_, "backbone");
   backbone.add("embeddings.weight", &embeddings_, {vocab_size(), config.d_model},
-               normal_initializer(embedding_deviation));
+               normal_initializer(embedding_deviation), matrix);
   for (size_t i = 0; i < layers.size(); ++i) {
     blocks_.push_back(std::make_unique<Block>());
     blocks_.back()->mixer = layers[i].mixer->make(config.d_model, static_cast<int64_t>(layers.size()));
@@ -180,7 +180,7 @@ LanguageModel::LanguageModel(const LanguageModelConfig& config) : config_(config
                no_weight_decay);
   if (!config.tie_embeddings) {
     store_.add("lm_head.weight", &head_weight_, {vocab_size(), config.d_model},
-               normal_initializer(embedding_deviation));
+               normal_initializer(embedding_deviation), matrix);
   }
 }
 
@@ -193,9 +193,9 @@ void LanguageModel::declare_block(Block& block, int64_t index) {
   if (width == 0) return;
   scope.add("norm2.weight", &block.norm2_weight, {d_model}, constant_initializer(1.0), no_weight_decay);
   scope.add("mlp.fc1.weight", &block.fc1_weight, {2 * width, d_model},
-            uniform_initializer(1.0 / std::sqrt(static_cast<double>(d_model))));
+            uniform_initializer(1.0 / std::sqrt(static_cast<double>(d_model))), matrix);
   scope.add("mlp.fc2.weight", &block.fc2_weight, {d_model, width},
-            uniform_initializer(1.0 / std::sqrt(static_cast<double>(width) * n_layers)));
+            uniform_initializer(1.0 / std::sqrt(static_cast<double>(width) * n_layers)), matrix);
 }
 
 Variable LanguageModel::drop(const Variable& x, int64_t place, const LanguageModelOptions& options) const {
@@ -208,7 +208,7 @@ Variable LanguageModel::drop(const Variable& x, int64_t place, const LanguageMod
 MixerOutput LanguageModel::run_block(const Block& block, int64_t index, const Variable& x,
                                      const MixerState& state, const Tensor& resets,
                                      const LanguageModelOptions& options) const {
-  const RmsNormOptions norm{.epsilon = config_.norm_epsilon};
+  const RmsNormOptions norm{.epsilon = config_.norm_epsilon, .output_dtype = dtype_};
   MixerOutput mixed = block.mixer->forward(rms_norm(x, block.norm_weight, {}, norm), state, resets);
   Variable y = add(x, drop(mixed.y, 2 * index, options));
   if (block.d_intermediate > 0) {
@@ -242,18 +242,20 @@ LanguageModel::Hidden LanguageModel::forward(const Tensor& tokens, const Languag
                                              const LanguageModelOptions& options) const {
   require(state.empty() || state.size() == blocks_.size(), "the state has {} layers, the model {}",
           state.size(), blocks_.size());
-  Variable x = drop(embedding(tokens, embeddings_), -1, options);
+  const Tensor resets_here = resets.to(device());
+  Variable x = drop(embedding(tokens.to(device()), embeddings_), -1, options);
   LanguageModelState state_out;
   for (size_t i = 0; i < blocks_.size(); ++i) {
     const MixerState& state_in = state.empty() ? MixerState{} : state[i];
     const auto index = static_cast<int64_t>(i);
     MixerOutput output = options.recompute_blocks
-                             ? recompute_block(*blocks_[i], index, x, state_in, resets, options)
-                             : run_block(*blocks_[i], index, x, state_in, resets, options);
+                             ? recompute_block(*blocks_[i], index, x, state_in, resets_here, options)
+                             : run_block(*blocks_[i], index, x, state_in, resets_here, options);
     x = output.y;
     state_out.push_back(std::move(output.state));
   }
-  return {rms_norm(x, final_norm_weight_, {}, {.epsilon = config_.norm_epsilon}), std::move(state_out)};
+  return {rms_norm(x, final_norm_weight_, {}, {.epsilon = config_.norm_epsilon, .output_dtype = dtype_}),
+          std::move(state_out)};
 }
 
 Variable LanguageModel::logits(const Variable& hidden) const {
@@ -262,7 +264,7 @@ Variable LanguageModel::logits(const Variable& hidden) const {
 
 LinearCrossEntropyOutput LanguageModel::loss(const Variable& hidden, const Tensor& targets,
                                              const LinearCrossEntropyOptions& options) const {
-  return linear_cross_entropy(hidden, head_weight(), targets, options);
+  return linear_cross_entropy(hidden, head_weight(), targets.to(device()), options);
 }
 
 int64_t LanguageModel::state_size() const {

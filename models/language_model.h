@@ -59,7 +59,8 @@ struct LanguageModelOptions {
 ///   backbone.norm_f.weight (d_model), lm_head.weight (vocab_size, d_model) unless tied.
 class LanguageModel {
  public:
-  /// Allocates parameters of this dtype, all zero: call initialize() or fill them from a checkpoint.
+  /// Allocates parameters, all zero: call initialize() or fill them from a checkpoint. `dtype` is what layers compute
+  /// with: f32, f64, or bf16 (on a GPU), with f32 parameters (see ParameterStore) and an f32 residual stream.
   /// Throws an input error if the config has no vocab_size or does not validate.
   LanguageModel(const LanguageModelConfig& config, DType dtype, Device device = {});
   /// How many parameters such a model has; allocates none of them.
@@ -72,12 +73,13 @@ class LanguageModel {
     Variable hidden;  ///< (batch, length, d_model), after the final norm
     LanguageModelState state;
   };
-  /// tokens, resets: i32 (batch, length); resets may be undefined. `state` as an earlier forward returned it.
+  /// tokens, resets: i32 (batch, length), on any device; resets may be undefined. `state` as an earlier forward returned
+  /// it.
   Hidden forward(const Tensor& tokens, const LanguageModelState& state, const Tensor& resets,
                  const LanguageModelOptions& options = {}) const;
   /// (..., d_model) -> (..., vocab_size).
   Variable logits(const Variable& hidden) const;
-  /// Mean loss over targets that are not ignored_target, without holding all logits.
+  /// Mean loss over targets (on any device) that are not ignored_target, without holding all logits.
   LinearCrossEntropyOutput loss(const Variable& hidden, const Tensor& targets,
                                 const LinearCrossEntropyOptions& options = {}) const;
 
@@ -85,7 +87,9 @@ class LanguageModel {
   ParameterStore& parameters() { return store_; }
   const ParameterStore& parameters() const { return store_; }
   int64_t vocab_size() const { return *config_.vocab_size; }
+  /// What layers compute with.
   DType dtype() const { return dtype_; }
+  Device device() const { return store_.values().device(); }
   /// Numbers of recurrent state per sequence, all layers.
   int64_t state_size() const;
 

@@ -27,7 +27,7 @@ class Totals {
   void add(const Batch& batch, const LinearCrossEntropyOutput& output, int64_t first_position) {
     const std::vector<double> losses = output.row_losses.to_vector<double>();
     const int32_t* targets = batch.targets.data<int32_t>();
-    const uint8_t* correct = output.row_correct.data<uint8_t>();
+    const std::vector<uint8_t> correct = output.row_correct.to_vector<uint8_t>();
     const int64_t length = batch.tokens.dim(1);
     for (size_t i = 0; i < losses.size(); ++i) {
       if (targets[i] == ignored_target) continue;

@@ -14,6 +14,12 @@
 
 namespace headwater {
 
+/// What a case is computed with, and where.
+struct Placement {
+  DType dtype = DType::f32;
+  Device device = {};
+};
+
 /// A recorded case; its metadata has been checked.
 struct GoldenFile {
   /// Throws an input error that names the file, and the key or tensor, for anything but a golden case of format
@@ -24,6 +30,9 @@ struct GoldenFile {
   /// A copy of a tensor of real numbers in this dtype. Throws an input error that names file and tensor if it is
   /// missing, of integers, or holds a number that is not finite.
   Tensor real(const std::string& name, DType dtype) const;
+  Tensor real(const std::string& name, const Placement& placement) const {
+    return real(name, placement.dtype).to(placement.device);
+  }
   /// The names that begin with `prefix` ("param."), without it.
   std::vector<std::string> names(const std::string& prefix) const;
   /// i32 (batch, length): 1 where a document starts, from `input.reset` or from changes of `input.seq_idx`;
@@ -87,7 +96,7 @@ struct GoldenAdapter {
   std::string target;
   /// The forms that a file asks for, or why it cannot be computed.
   std::function<std::variant<std::vector<GoldenForm>, Unsupported>(const GoldenFile&)> forms;
-  std::function<GoldenCase(const GoldenFile&, const GoldenForm&, DType)> make;
+  std::function<GoldenCase(const GoldenFile&, const GoldenForm&, const Placement&)> make;
 };
 
 /// One line per operator; every registered mixer has one too. nullptr for a target that nobody has built yet.

@@ -62,12 +62,12 @@ int64_t length_of(const GoldenFile& golden, const std::string& name) {
 
 /// The parameters of an operator: all that the file has, as long as each is `known`.
 NamedVariables operator_parameters(const GoldenFile& golden, const std::vector<std::string>& known,
-                                   DType dtype) {
+                                   const Placement& placement) {
   NamedVariables parameters;
   for (const std::string& name : golden.names("param.")) {
     require(std::find(known.begin(), known.end(), name) != known.end(), "{}: {} has no parameter param.{}",
             golden.path.string(), golden.target, name);
-    parameters[name] = Variable::leaf(golden.real("param." + name, dtype));
+    parameters[name] = Variable::leaf(golden.real("param." + name, placement));
   }
   return parameters;
 }
@@ -84,7 +84,7 @@ Variable transposed(const Variable& x) {
 
 // ---- op:causal_conv1d: the file has channels before time
 
-GoldenCase make_causal_conv1d(const GoldenFile& golden, const GoldenForm&, DType dtype) {
+GoldenCase make_causal_conv1d(const GoldenFile& golden, const GoldenForm&, const Placement& placement) {
   std::string activation = "silu";
   Options options;
   options.text("activation", &activation, "after the convolution").one_of({"silu", "none"});
@@ -94,7 +94,7 @@ GoldenCase make_causal_conv1d(const GoldenFile& golden, const GoldenForm&, DType
   result.inputs = {{.name = "x", .time_axis = 2}};
   result.other_inputs = {"initial_states"};
   result.outputs = {{.name = "y", .time_axis = 2}};
-  result.parameters = operator_parameters(golden, {"weight", "bias"}, dtype);
+  result.parameters = operator_parameters(golden, {"weight", "bias"}, placement);
   require(result.parameters.count("weight") == 1, "{}: param.weight is missing", golden.path.string());
   result.run = [silu = activation == "silu", parameters = result.parameters](
                    const NamedVariables& inputs, const MixerState& state, const Tensor& resets) {
@@ -137,7 +137,8 @@ Forms chunked_matrix_state_forms(const GoldenFile& golden) {
   return chunked_forms(length_of(golden, "v"));
 }
 
-GoldenCase make_chunked_matrix_state(const GoldenFile& golden, const GoldenForm& form, DType dtype) {
+GoldenCase make_chunked_matrix_state(const GoldenFile& golden, const GoldenForm& form,
+                                     const Placement& placement) {
   const MatrixStateConfig config(golden);
   const auto check_width = [&](const std::string& name, int64_t heads, int64_t width) {
     const Shape shape = golden.file.entry("input." + name).shape;
@@ -155,7 +156,7 @@ GoldenCase make_chunked_matrix_state(const GoldenFile& golden, const GoldenForm&
   if (config.decay == "scalar_data") result.inputs.push_back({.name = "log_decay"});
   if (config.decay == "scalar_constant") result.other_inputs.push_back("log_decay");
   result.outputs = {{.name = "y"}};
-  result.parameters = operator_parameters(golden, {}, dtype);
+  result.parameters = operator_parameters(golden, {}, placement);
   result.run = [engine = engine_options(form, MatrixStateOptions().chunk_len)](
                    const NamedVariables& inputs, const MixerState& state, const Tensor& resets) {
     const MatrixStateOutput output =
@@ -180,7 +181,7 @@ Forms ssd_forms(const GoldenFile& golden) {
   return chunked_forms(length_of(golden, "x"));
 }
 
-GoldenCase make_ssd(const GoldenFile& golden, const GoldenForm& form, DType dtype) {
+GoldenCase make_ssd(const GoldenFile& golden, const GoldenForm& form, const Placement& placement) {
   int64_t chunk_len = MatrixStateOptions().chunk_len;
   StepSizeOptions step{.softplus = false};
   Options options;
@@ -194,7 +195,7 @@ GoldenCase make_ssd(const GoldenFile& golden, const GoldenForm& form, DType dtyp
       {.name = "x"}, {.name = "dt"}, {.name = "B"}, {.name = "C"}, {.name = "z", .is_optional = true}};
   result.other_inputs = {"initial_states"};
   result.outputs = {{.name = "y"}};
-  result.parameters = operator_parameters(golden, {"A", "D", "dt_bias"}, dtype);
+  result.parameters = operator_parameters(golden, {"A", "D", "dt_bias"}, placement);
   require(result.parameters.count("A") == 1, "{}: param.A is missing", golden.path.string());
   result.run = [step, engine = engine_options(form, chunk_len), parameters = result.parameters](
                    const NamedVariables& inputs, const MixerState& state, const Tensor& resets) {
@@ -276,19 +277,19 @@ void check_parameters(const GoldenFile& golden, const ParameterStore& store) {
   require(mistakes.empty(), "{}: {}", golden.path.string(), mistakes);
 }
 
-GoldenCase make_mixer(const GoldenFile& golden, const GoldenForm& form, DType dtype) {
+GoldenCase make_mixer(const GoldenFile& golden, const GoldenForm& form, const Placement& placement) {
   const MixerOptions options(golden, form);
   const std::shared_ptr<Mixer> mixer = options.config->make(options.d_model, /*n_layers=*/1);
   const auto store = std::make_shared<ParameterStore>();
   mixer->declare_parameters(ParameterScope(*store, ""));
   check_parameters(golden, *store);
-  store->allocate(dtype);
+  store->allocate(placement.dtype, placement.device);
 
   GoldenCase result;
   result.inputs = {{.name = "x"}};
   result.outputs = {{.name = "y"}};
   for (const Parameter& parameter : store->parameters()) {
-    parameter.variable->value().copy_from(golden.real("param." + parameter.name, dtype));
+    parameter.value.copy_from(golden.real("param." + parameter.name, placement));
     result.parameters[parameter.name] = *parameter.variable;
   }
   // The store keeps the buffers, the mixer its views on them.

@@ -64,6 +64,8 @@ std::vector<std::string> overrides_of(const std::vector<std::string>& words) {
   return overrides;
 }
 
+constexpr const char* device_help = "Where to compute: cpu, cuda or cuda:N";
+
 void add_train(CLI::App& app) {
   auto* command = app.add_subcommand("train", "Train a model: headwater train CONFIG [key=value ...]");
   struct Arguments {
@@ -110,7 +112,7 @@ std::optional<Config> config_beside(const Path& checkpoint) {
 void add_eval(CLI::App& app) {
   auto* command = app.add_subcommand("eval", "Loss, perplexity, bits per byte, accuracy, by position");
   struct Arguments {
-    std::string path, data;
+    std::string path, data, device = "cpu";
     int64_t length = 0, batch = 8, tokens = 0, bins = 8, threads = 0;
     bool stream = false, json = false;
   };
@@ -129,16 +131,18 @@ void add_eval(CLI::App& app) {
       ->capture_default_str();
   command->add_flag("--stream", args->stream, "One stream, the state carried through, in constant memory");
   command->add_flag("--json", args->json, "Print one line of JSON");
+  command->add_option("--device", args->device, device_help)->capture_default_str();
   command->add_option("--threads", args->threads, "CPU threads; 0: all cores")->capture_default_str();
   command->callback([args] {
     set_n_threads(static_cast<int>(args->threads));
+    const Device device = parse_device(args->device);
     const Path checkpoint = intact_checkpoint(args->path);
     const std::optional<Config> config = config_beside(checkpoint);
     std::string data = args->data;
     if (data.empty() && config) data = config->run.data.validation;
     require(!data.empty(), "{}: it does not say on what to evaluate; give --data SHARD", checkpoint.string());
     const int64_t length = args->length > 0 ? args->length : (config ? config->run.eval_length() : 1024);
-    const auto model = read_model(checkpoint);
+    const auto model = read_model(checkpoint, DType::f32, device);
     const Evaluation result = evaluate(*model, open_shard(data, "validation"),
                                        {.length = length,
                                         .batch = args->batch,
@@ -152,7 +156,7 @@ void add_eval(CLI::App& app) {
 void add_generate(CLI::App& app) {
   auto* command = app.add_subcommand("generate", "Continue a text");
   struct Arguments {
-    std::string path, prompt;
+    std::string path, prompt, device = "cpu";
     GenerateOptions options;
     int64_t threads = 0;
     bool statistics = false;
@@ -172,10 +176,12 @@ void add_generate(CLI::App& app) {
       ->capture_default_str();
   command->add_option("--seed", options.seed, "Same seed, same text")->capture_default_str();
   command->add_option("--threads", args->threads, "CPU threads; 0: all cores")->capture_default_str();
+  command->add_option("--device", args->device, device_help)->capture_default_str();
   command->add_flag("--statistics", args->statistics, "Print tokens/s to stderr");
   command->callback([args] {
     set_n_threads(static_cast<int>(args->threads));
-    const auto model = read_model(intact_checkpoint(args->path));
+    const Device device = parse_device(args->device);
+    const auto model = read_model(intact_checkpoint(args->path), DType::f32, device);
     fmt::print("{}", args->prompt);
     const GenerateReport report = generate(*model, args->prompt, args->options, [](const std::string& text) {
       fmt::print("{}", text);
@@ -195,7 +201,7 @@ void add_verify(CLI::App& app) {
       app.add_subcommand("verify", "Hold this machine's kernels against recorded cases, in every form");
   struct Arguments {
     std::vector<std::string> paths;
-    std::string dtype = "f32";
+    std::string dtype = "f32", device = "cpu";
     bool skip_unsupported = false;
     int64_t threads = 0;
   };
@@ -206,11 +212,13 @@ void add_verify(CLI::App& app) {
   command->add_option("--dtype", args->dtype, "What to compute in")
       ->check(CLI::IsMember({"f32", "f64"}))
       ->capture_default_str();
+  command->add_option("--device", args->device, device_help)->capture_default_str();
   command->add_option("--threads", args->threads, "CPU threads; 0: all cores")->capture_default_str();
   command->callback([args] {
     set_n_threads(static_cast<int>(args->threads));
     const std::vector<Path> paths(args->paths.begin(), args->paths.end());
-    const VerifyReport report = verify(paths, {.dtype = args->dtype == "f64" ? DType::f64 : DType::f32});
+    const VerifyReport report = verify(paths, {.dtype = args->dtype == "f64" ? DType::f64 : DType::f32,
+                                               .device = parse_device(args->device)});
     fmt::print("{}", report.text());
     if (report.ok(args->skip_unsupported)) return;
     throw Error(ErrorKind::fell_short,

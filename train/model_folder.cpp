@@ -183,7 +183,7 @@ std::string weight_problems(const SafetensorsFile& file, const LanguageModel& mo
 void write_model(const Path& folder, const LanguageModel& model) {
   std::vector<NamedTensor> tensors;
   for (const Parameter& parameter : model.parameters().parameters()) {
-    tensors.push_back({parameter.name, parameter.variable->value()});
+    tensors.push_back({parameter.name, parameter.value});
   }
   write_safetensors(folder / weights_file, tensors, {{"format", "pt"}});
   const auto mixer = expressible_mixer(model.config());
@@ -219,12 +219,13 @@ void read_weights(const Path& folder, LanguageModel& model) {
   const std::string problems = weight_problems(file, model, stored_name);
   require(problems.empty(), "{} does not fit the model:{}", file.path().string(), problems);
   for (const Parameter& parameter : model.parameters().parameters()) {
-    parameter.variable->value().copy_from(file.tensor(stored_name(parameter.name)).to(model.dtype()));
+    parameter.value.copy_from(file.tensor(stored_name(parameter.name)).to(parameter.value.dtype()));
   }
+  model.parameters().renew_bf16_copy();
 }
 
-std::unique_ptr<LanguageModel> read_model(const Path& folder, DType dtype) {
-  auto model = std::make_unique<LanguageModel>(read_model_config(folder), dtype);
+std::unique_ptr<LanguageModel> read_model(const Path& folder, DType dtype, Device device) {
+  auto model = std::make_unique<LanguageModel>(read_model_config(folder), dtype, device);
   read_weights(folder, *model);
   return model;
 }

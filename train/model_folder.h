@@ -25,7 +25,7 @@ LanguageModelConfig read_model_config(const Path& folder);
 /// embedding. Throws one input error that lists every missing, unexpected and mis-shaped tensor.
 void read_weights(const Path& folder, LanguageModel& model);
 
-/// read_model_config, a model of this dtype, read_weights.
-std::unique_ptr<LanguageModel> read_model(const Path& folder, DType dtype = DType::f32);
+/// read_model_config, a model of this dtype on this device, read_weights.
+std::unique_ptr<LanguageModel> read_model(const Path& folder, DType dtype = DType::f32, Device device = {});
 
 }  // namespace headwater

@@ -43,7 +43,8 @@ void copy_steps(const Tensor& whole, const Tensor& piece, int axis, int64_t begi
 }
 
 Tensor cut_steps(const Tensor& whole, int axis, int64_t begin, int64_t end) {
-  const Tensor piece = Tensor::empty(with_length(whole.shape(), axis, end - begin), whole.dtype());
+  const Tensor piece =
+      Tensor::empty(with_length(whole.shape(), axis, end - begin), whole.dtype(), whole.device());
   copy_steps(whole, piece, axis, begin, Direction::cut);
   return piece;
 }
@@ -61,8 +62,9 @@ std::vector<int64_t> borders(Feed feed, int64_t length) {
 /// The numbers of one case in one form, under the names that the file uses.
 class FormRun {
  public:
-  FormRun(const GoldenFile& golden, const GoldenForm& form, const GoldenCase& recorded, DType dtype)
-      : golden_(golden), form_(form), case_(recorded), dtype_(dtype) {
+  FormRun(const GoldenFile& golden, const GoldenForm& form, const GoldenCase& recorded,
+          const Placement& placement)
+      : golden_(golden), form_(form), case_(recorded), placement_(placement) {
     read_inputs();
   }
 
@@ -91,7 +93,7 @@ class FormRun {
     for (const Sequence& input : case_.inputs) {
       const std::string name = "input." + input.name;
       if (input.is_optional && !golden_.contains(name)) continue;
-      const Tensor value = golden_.real(name, dtype_);
+      const Tensor value = golden_.real(name, placement_);
       require(value.shape().n_axes() > input.time_axis && value.numel() > 0,
               "{}: {} has shape {}; it must have an axis {} for time and no empty one", golden_.path.string(),
               name, value.shape(), input.time_axis);
@@ -106,10 +108,10 @@ class FormRun {
     }
     for (const std::string& name : case_.other_inputs) {
       if (golden_.contains("input." + name)) {
-        others_[name] = Variable::leaf(golden_.real("input." + name, dtype_));
+        others_[name] = Variable::leaf(golden_.real("input." + name, placement_));
       }
     }
-    resets_ = golden_.resets();
+    resets_ = golden_.resets().to(placement_.device);
     require(!resets_.defined() || resets_.shape() == Shape{batch, length_},
             "{}: the documents have shape {}; the inputs say (batch, length) = ({}, {})",
             golden_.path.string(), resets_.defined() ? resets_.shape().str() : "", batch, length_);
@@ -146,7 +148,8 @@ class FormRun {
       const Tensor& part = outputs.at(output.name).value();
       Tensor& whole = result_["output." + output.name];
       if (!whole.defined())
-        whole = Tensor::empty(with_length(part.shape(), output.time_axis, length_), dtype_);
+        whole =
+            Tensor::empty(with_length(part.shape(), output.time_axis, length_), part.dtype(), part.device());
       copy_steps(whole, part, output.time_axis, begin, Direction::join);
     }
   }
@@ -155,7 +158,7 @@ class FormRun {
   Tensor cotangent(const std::string& name, const Shape& shape) const {
     const std::string full_name = "grad_output." + name;
     if (!golden_.contains(full_name)) return {};
-    const Tensor value = golden_.real(full_name, dtype_);
+    const Tensor value = golden_.real(full_name, placement_);
     require(value.shape() == shape, "{}: {} has shape {}; the output has shape {}", golden_.path.string(),
             full_name, value.shape(), shape);
     return value;
@@ -207,7 +210,7 @@ class FormRun {
   const GoldenFile& golden_;
   const GoldenForm& form_;
   const GoldenCase& case_;
-  const DType dtype_;
+  const Placement placement_;
 
   NamedTensors sequences_;
   NamedVariables others_;
@@ -280,7 +283,7 @@ void check_names(const GoldenFile& golden) {
   require(has_output, "{}: it has no output.* to compare with", golden.path.string());
 }
 
-VerifiedFile verify_golden(const GoldenFile& golden, DType dtype) {
+VerifiedFile verify_golden(const GoldenFile& golden, const Placement& placement) {
   VerifiedFile file{golden.path, golden.target, "", {}};
   const GoldenAdapter* adapter = find_golden_adapter(golden.target);
   if (adapter == nullptr) {
@@ -294,16 +297,16 @@ VerifiedFile verify_golden(const GoldenFile& golden, DType dtype) {
   }
   check_names(golden);
   for (const GoldenForm& form : std::get<std::vector<GoldenForm>>(forms)) {
-    const GoldenCase recorded = adapter->make(golden, form, dtype);
+    const GoldenCase recorded = adapter->make(golden, form, placement);
     check_inputs(golden, recorded);
-    append_rows(golden, form, FormRun(golden, form, recorded, dtype).run(), file.rows);
+    append_rows(golden, form, FormRun(golden, form, recorded, placement).run(), file.rows);
   }
   return file;
 }
 
-VerifiedFile verify_file(const Path& path, DType dtype) {
+VerifiedFile verify_file(const Path& path, const Placement& placement) {
   try {
-    return verify_golden(GoldenFile::open(path), dtype);
+    return verify_golden(GoldenFile::open(path), placement);
   } catch (const Error& error) {
     // Operators and mixers know no file.
     if (begins_with(error.what(), path.string())) throw;
@@ -407,7 +410,8 @@ std::string VerifyReport::text() const {
 
 VerifyReport verify(const std::vector<Path>& paths, const VerifyOptions& options) {
   VerifyReport report;
-  for (const Path& path : expand(paths)) report.files.push_back(verify_file(path, options.dtype));
+  const Placement placement{options.dtype, options.device};
+  for (const Path& path : expand(paths)) report.files.push_back(verify_file(path, placement));
   return report;
 }
 

@@ -5,13 +5,16 @@
 #include <string>
 #include <vector>
 
+#include "core/device.h"
 #include "core/dtype.h"
 #include "core/files.h"
 
 namespace headwater {
 
 struct VerifyOptions {
-  DType dtype = DType::f32;  ///< what the kernels compute in; f64 shows how much of an error is rounding
+  DType dtype =
+      DType::f32;  ///< what the kernels compute in; f64 (on the CPU) shows how much of an error is rounding
+  Device device = {};
 };
 
 /// One tensor of a case, computed in one form, held against the file.

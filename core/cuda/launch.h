@@ -7,6 +7,8 @@
 #include "core/error.h"
 
 #if defined(HEADWATER_EMULATED)
+#include <tuple>
+
 #include "core/cuda/emulator/emulator.h"
 #else
 #include <cuda_runtime.h>
@@ -43,8 +45,11 @@ void launch(const char* name, void (*kernel)(Params...), const LaunchShape& shap
   if (shape.grid.x == 0 || shape.grid.y == 0 || shape.grid.z == 0) return;
   cuda::check_launch_shape(name, shape.grid.x, shape.grid.y, shape.grid.z, shape.block, shape.shared_bytes);
 #if defined(HEADWATER_EMULATED)
-  emulator::run(name, {shape.grid.x, shape.grid.y, shape.grid.z}, shape.block, shape.shared_bytes,
-                [&] { kernel(static_cast<Params>(args)...); });
+  emulator::run_or_record(
+      [name, kernel, shape, values = std::tuple<Params...>(static_cast<Params>(args)...)] {
+        emulator::run(name, {shape.grid.x, shape.grid.y, shape.grid.z}, shape.block, shape.shared_bytes,
+                      [&] { std::apply(kernel, values); });
+      });
 #else
   const auto start = [&](Params... params) {
     void* pointers[] = {static_cast<void*>(&params)..., nullptr};

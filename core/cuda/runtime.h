@@ -43,6 +43,18 @@ void fill_bytes(void* data, uint8_t value, int64_t size_bytes);
 /// Returns when all that was started is done. Throws a machine error if any of it failed.
 void synchronize();
 
+/// Memory of the host that copies to the device read in the background; what was copied from it must not be written to
+/// before the copy is done.
+void* allocate_pinned(int64_t size_bytes);
+void release_pinned(void* data);
+
+/// Between these two, what is put into the compute stream is recorded instead of run; waiting and copies between host and
+/// device throw std::logic_error. The handle is launch_recording's. See core/cuda/graph.h.
+void begin_recording();
+void* end_recording();
+void launch_recording(void* handle);
+void release_recording(void* handle);
+
 /// Used by launch(). The first throws std::logic_error for a shape that no device can run.
 void check_launch_shape(const char* name, int64_t grid_x, int64_t grid_y, int64_t grid_z, int block,
                         int64_t shared_bytes);

@@ -171,6 +171,40 @@ void synchronize() {
   check(cudaStreamSynchronize(stream()), "waiting for the GPU");
 }
 
+void* allocate_pinned(int64_t size_bytes) {
+  stream();
+  void* data = nullptr;
+  check(cudaMallocHost(&data, size_bytes), "allocating pinned memory");
+  return data;
+}
+
+void release_pinned(void* data) {
+  cudaFreeHost(data);
+}
+
+void begin_recording() {
+  // Relaxed: the allocator may have to ask for memory meanwhile.
+  check(cudaStreamBeginCapture(stream(), cudaStreamCaptureModeRelaxed), "recording a CUDA graph");
+}
+
+void* end_recording() {
+  cudaGraph_t graph = nullptr;
+  check(cudaStreamEndCapture(stream(), &graph), "recording a CUDA graph");
+  cudaGraphExec_t executable = nullptr;
+  const cudaError_t status = cudaGraphInstantiate(&executable, graph, 0);
+  cudaGraphDestroy(graph);
+  check(status, "making a CUDA graph");
+  return executable;
+}
+
+void launch_recording(void* handle) {
+  check(cudaGraphLaunch(static_cast<cudaGraphExec_t>(handle), stream()), "starting a CUDA graph");
+}
+
+void release_recording(void* handle) {
+  if (handle != nullptr) cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(handle));
+}
+
 void launch_on_hardware(const char* name, const void* kernel, int64_t grid_x, int64_t grid_y, int64_t grid_z,
                         int block, int64_t shared_bytes, void** arguments) {
   constexpr int64_t shared_bytes_without_asking = 48 << 10;
@@ -184,7 +218,11 @@ void launch_on_hardware(const char* name, const void* kernel, int64_t grid_x, in
   check(cudaLaunchKernel(kernel, grid, dim3(static_cast<unsigned>(block)), arguments,
                          static_cast<size_t>(shared_bytes), stream()),
         name);
-  if (checks_every_launch()) check(cudaStreamSynchronize(stream()), name);
+  if (checks_every_launch()) {
+    cudaStreamCaptureStatus recording = cudaStreamCaptureStatusNone;
+    cudaStreamIsCapturing(stream(), &recording);
+    if (recording == cudaStreamCaptureStatusNone) check(cudaStreamSynchronize(stream()), name);
+  }
 }
 
 void gemm(const GemmArgs& args) {

@@ -44,6 +44,20 @@ void fill_bytes(void*, uint8_t, int64_t) {
 void synchronize() {
   refuse();
 }
+void* allocate_pinned(int64_t) {
+  refuse();
+}
+void release_pinned(void*) {}
+void begin_recording() {
+  refuse();
+}
+void* end_recording() {
+  refuse();
+}
+void launch_recording(void*) {
+  refuse();
+}
+void release_recording(void*) {}
 void check_launch_shape(const char*, int64_t, int64_t, int64_t, int, int64_t) {
   refuse();
 }

@@ -102,7 +102,7 @@ void Mamba2Mixer::declare_parameters(const ParameterScope& scope) {
   const int64_t conv_channels = d_ssm_ + 2 * d_bc_;
   const double conv_bound = 1.0 / std::sqrt(static_cast<double>(config_.d_conv));
   scope.add("in_proj.weight", &in_proj_weight_, {rows, d_model_},
-            uniform_initializer(1.0 / std::sqrt(static_cast<double>(d_model_))));
+            uniform_initializer(1.0 / std::sqrt(static_cast<double>(d_model_))), matrix);
   if (config_.bias)
     scope.add("in_proj.bias", &in_proj_bias_, {rows}, constant_initializer(0.0), no_weight_decay);
   scope.add("conv1d.weight", &conv1d_weight_, {conv_channels, 1, config_.d_conv},
@@ -131,7 +131,7 @@ void Mamba2Mixer::declare_parameters(const ParameterScope& scope) {
     scope.add("norm.weight", &norm_weight_, {d_ssm_}, constant_initializer(1.0), no_weight_decay);
   // Divided by sqrt(n_layers) so that the sum over the residual stream starts with the same variance at any depth.
   scope.add("out_proj.weight", &out_proj_weight_, {d_model_, d_inner_},
-            uniform_initializer(1.0 / std::sqrt(static_cast<double>(d_inner_ * n_layers_))));
+            uniform_initializer(1.0 / std::sqrt(static_cast<double>(d_inner_ * n_layers_))), matrix);
   if (config_.bias)
     scope.add("out_proj.bias", &out_proj_bias_, {d_model_}, constant_initializer(0.0), no_weight_decay);
 }

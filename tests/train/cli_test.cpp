@@ -192,7 +192,9 @@ TEST_CASE(
                 "command line: train.stps is not an option");
   const Result no_cuda = run("train " + workshop.name("config.yaml") + " device=cuda");
   CHECK(no_cuda.status == 3);
-  CHECK_THAT(no_cuda.output, ContainsSubstring("this build of headwater has no CUDA kernels"));
+  CHECK_THAT(
+      no_cuda.output,
+      ContainsSubstring("this build of headwater has no CUDA; use device: cpu, or build the cuda preset"));
 }
 
 TEST_CASE("headwater: damaged or missing files are named") {

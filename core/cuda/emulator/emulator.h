@@ -31,6 +31,8 @@ struct SharedPiece;
 /// Runs `thread` once for every thread of every block. Throws std::logic_error for what a kernel does wrong.
 void run(const char* name, const std::array<int64_t, 3>& grid, int block, int64_t shared_bytes,
          const std::function<void()>& thread);
+/// Runs `work`, or keeps it for launch_recording between begin_recording and end_recording (core/cuda/runtime.h).
+void run_or_record(std::function<void()> work);
 /// Decides the order of threads and blocks from here on; HEADWATER_EMULATOR_SEED in the environment at first.
 void set_seed(uint64_t seed);
 
