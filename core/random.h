@@ -2,9 +2,11 @@
 // numbers on any number of threads or ranks.
 #pragma once
 
-#include <array>
+#include <cstddef>
 #include <cstdint>
 #include <string_view>
+
+#include "core/bfloat16.h"
 
 namespace headwater {
 
@@ -23,15 +25,20 @@ constexpr uint64_t stream_id(std::string_view name) {
 /// Source  Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"; the philox4x32 of Random123.
 /// Layout  The 64-bit key is the seed. Of the 128-bit counter, `counter` is the lower half and `stream` the
 ///         upper one, so that 2^64 streams of 2^64 blocks never overlap.
+/// Kernels draw the same numbers: all of it is for both sides.
 class Philox {
  public:
-  using Block = std::array<uint32_t, 4>;
+  struct Block {
+    uint32_t words[4];
+    HEADWATER_HOST_DEVICE constexpr uint32_t operator[](size_t i) const { return words[i]; }
+    constexpr bool operator==(const Block&) const = default;
+  };
 
-  constexpr Philox(uint64_t seed, uint64_t stream) : seed_(seed), stream_(stream) {}
+  HEADWATER_HOST_DEVICE constexpr Philox(uint64_t seed, uint64_t stream) : seed_(seed), stream_(stream) {}
 
   /// Four independent, uniform 32-bit numbers.
-  constexpr Block block(uint64_t counter) const {
-    Block words = {low(counter), high(counter), low(stream_), high(stream_)};
+  HEADWATER_HOST_DEVICE constexpr Block block(uint64_t counter) const {
+    Block words{low(counter), high(counter), low(stream_), high(stream_)};
     uint32_t key0 = low(seed_);
     uint32_t key1 = high(seed_);
     for (int round = 0; round < n_rounds; ++round) {
@@ -52,8 +59,10 @@ class Philox {
   static constexpr uint32_t weyl0 = 0x9e3779b9;  // golden ratio
   static constexpr uint32_t weyl1 = 0xbb67ae85;  // sqrt(3) - 1
 
-  static constexpr uint32_t low(uint64_t value) { return static_cast<uint32_t>(value); }
-  static constexpr uint32_t high(uint64_t value) { return static_cast<uint32_t>(value >> 32); }
+  HEADWATER_HOST_DEVICE static constexpr uint32_t low(uint64_t value) { return static_cast<uint32_t>(value); }
+  HEADWATER_HOST_DEVICE static constexpr uint32_t high(uint64_t value) {
+    return static_cast<uint32_t>(value >> 32);
+  }
 
   uint64_t seed_;
   uint64_t stream_;

@@ -12,17 +12,17 @@ constexpr int64_t elements_per_task = 16384;
 
 template <class T>
 void update(const AdamWArgs& args) {
-  const AdamWOptions& o = args.options;
+  const float* plan = args.plan.data<float>();
+  if (plan != nullptr && plan[plan_apply] == 0.0f) return;
+  const AdamWNumbers<T> o =
+      adamw_numbers<T>(args.constants, plan != nullptr ? planned_step(plan) : args.step);
   T* value = args.value.data<T>();
   const T* gradient = args.gradient.data<T>();
   T* m = args.m.data<T>();
   T* v = args.v.data<T>();
-  const T beta1 = static_cast<T>(o.beta1), beta2 = static_cast<T>(o.beta2);
-  const T gradient_scale = static_cast<T>(o.gradient_scale);
-  const T correction1 = static_cast<T>(1.0 / (1.0 - std::pow(o.beta1, static_cast<double>(o.update))));
-  const T correction2 = static_cast<T>(1.0 / (1.0 - std::pow(o.beta2, static_cast<double>(o.update))));
-  const T learning_rate = static_cast<T>(o.learning_rate), epsilon = static_cast<T>(o.epsilon);
-  const T keep = static_cast<T>(1.0 - o.learning_rate * o.weight_decay);
+  const T beta1 = o.beta1, beta2 = o.beta2, epsilon = o.epsilon, gradient_scale = o.gradient_scale;
+  const T correction1 = o.correction1, correction2 = o.correction2;
+  const T learning_rate = o.learning_rate, keep = o.keep;
   parallel_for(args.value.numel(), elements_per_task, [=](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const T g = gradient_scale * gradient[i];
@@ -56,9 +56,16 @@ void adamw_cpu(const AdamWArgs& args) {
   dispatch_real(args.value.dtype(), "adamw_update", [&](auto element) { update<decltype(element)>(args); });
 }
 
+void plan_update_cpu(const PlanUpdateArgs& args) {
+  dispatch_real(args.loss.dtype(), "plan_update", [&](auto element) {
+    write_plan(*args.gradient_squares.data<double>(), *args.loss.data<decltype(element)>(),
+               args.schedule.data<float>(), args.plan.data<float>());
+  });
+}
+
 void sum_of_squares_cpu(const SumOfSquaresArgs& args) {
   dispatch_real(args.values.dtype(), "sum_of_squares",
-                [&](auto element) { *args.sum = sum<decltype(element)>(args.values); });
+                [&](auto element) { *args.sum.data<double>() = sum<decltype(element)>(args.values); });
 }
 
 }  // namespace headwater

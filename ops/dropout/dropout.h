@@ -25,7 +25,7 @@ struct DropoutKey {
 ///          the scaling is in training, not in inference).
 /// Shapes   any.
 /// Values   0 <= drop_prob < 1. With 0, x itself is returned.
-/// Dtypes   f32, f64; both drop the same elements.
+/// Dtypes   f32, f64; on a GPU f32, bf16. All drop the same elements, on all devices.
 /// Grads    to x. Saves nothing: the backward draws the same numbers again.
 /// Repeat   the mask is a function of the key and the position alone: same bits, whatever the number of
 ///          threads.

@@ -17,7 +17,9 @@ struct DropoutArgs {
 };
 
 void dropout_mask_cpu(const DropoutArgs& args);
+void dropout_mask_cuda(const DropoutArgs& args);
 
-inline constexpr Kernel<DropoutArgs> dropout_mask{"dropout_mask", dropout_mask_cpu};
+inline constexpr Kernel<DropoutArgs> dropout_mask{"dropout_mask", dropout_mask_cpu,
+                                                  HEADWATER_CUDA(dropout_mask_cuda)};
 
 }  // namespace headwater

@@ -8,6 +8,7 @@
 //   add         grad_a = g             grad_b = g
 //   mul         grad_a = g b           grad_b = g a
 //   scale       grad_x = factor g
+//   cast        grad_x = g, rounded to the dtype of x
 //   silu        grad_x = g s (1 + x (1 - s)),   s = sigmoid(x)
 //   softplus    grad_x = g s
 //   negative_exp  grad_x = -g e^x
@@ -36,19 +37,30 @@ Variable unary(const Variable& x, const Kernel<ElementwiseUnaryArgs>& forward,
   return y;
 }
 
+Tensor converted(const Tensor& x, DType dtype) {
+  if (x.dtype() == dtype) return x;
+  const Tensor y = Tensor::empty(x.shape(), dtype, x.device());
+  elementwise_cast(x.device(), {x, y});
+  return y;
+}
+
 }  // namespace
 
 Variable add(const Variable& a, const Variable& b) {
-  check_pair("add", "a", a, "b", b);
+  check_shape("add", "b", b, a.shape(), "the shape of a");
+  check_device("add", "b", b, a);
+  // What a bf16 layer adds to an f32 residual stream.
+  const bool mixed = a.device().is_cuda() && a.dtype() == DType::f32 && b.dtype() == DType::bf16;
+  if (!mixed) check_dtype("add", "b", b, a.dtype());
   Variable y(empty_like(a.value()));
   elementwise_add(a.device(), {a.value(), b.value(), y.value()});
   if (Tape* tape = Tape::recording({a, b})) {
-    tape->record({&y},
-                 [a = a.without_value(), b = b.without_value()](const std::vector<Tensor>& grad_outputs) {
-                   // Both get the same handle; a Gradient copies before it writes to memory that is not its own.
-                   a.add_gradient(grad_outputs[0]);
-                   b.add_gradient(grad_outputs[0]);
-                 });
+    tape->record({&y}, [a = a.without_value(), b = b.without_value(),
+                        b_dtype = b.dtype()](const std::vector<Tensor>& grad_outputs) {
+      // Both get the same handle; a Gradient copies before it writes to memory that is not its own.
+      a.add_gradient(grad_outputs[0]);
+      if (b.requires_gradient()) b.add_gradient(converted(grad_outputs[0], b_dtype));
+    });
   }
   return y;
 }
@@ -108,6 +120,21 @@ Variable silu_mul(const Variable& gate, const Variable& up) {
       silu_mul_backward(gate.device(), {gate.value(), up.value(), grad_outputs[0], grad_gate, grad_up});
       gate.add_gradient(grad_gate);
       up.add_gradient(grad_up);
+    });
+  }
+  return y;
+}
+
+Variable cast(const Variable& x, DType dtype) {
+  if (x.dtype() == dtype) return x;
+  for (const DType one : {x.dtype(), dtype}) {
+    require(one == DType::f32 || one == DType::f64 || one == DType::bf16,
+            "cast: from {} to {}; both must be f32, f64 or bf16", name_of(x.dtype()), name_of(dtype));
+  }
+  Variable y(converted(x.value(), dtype));
+  if (Tape* tape = Tape::recording({x})) {
+    tape->record({&y}, [x = x.without_value(), from = x.dtype()](const std::vector<Tensor>& grad_outputs) {
+      x.add_gradient(converted(grad_outputs[0], from));
     });
   }
   return y;

@@ -14,11 +14,14 @@ namespace headwater {
 ///   softplus(x)         y = log(1 + e^x), which never overflows
 ///   negative_exp(x)     y = -e^x, the rate A of a decaying state from A_log
 ///   silu_mul(gate, up)  y = silu(gate) up, the SwiGLU product
+///   cast(x, dtype)      y = x, rounded to dtype; x itself if that is its dtype already
 ///
 /// Source   SiLU: Elfwing et al. 2017, arXiv:1702.03118; SwiGLU: Shazeer 2020, arXiv:2002.05202.
 /// Shapes   any; two arguments must have the same one: nothing is broadcast.
-/// Dtypes   f32, f64.
-/// Grads    to every tensor argument. Keeps the arguments alive and saves nothing else; add keeps nothing.
+/// Dtypes   f32, f64; on a GPU f32, bf16, computed in f32. Two arguments must have the same one, but for
+///          add(a, b) on a GPU, whose b may be bf16 beside an f32 a: y is f32, the gradient of b bf16. cast: any of
+///          these, to any of these.
+/// Grads    to every tensor argument. Keeps the arguments alive and saves nothing else; add, scale and cast keep nothing.
 /// Repeat   same inputs, same bits, whatever the number of threads.
 /// Throws   an input error for a wrong shape or dtype; the text names the argument.
 Variable add(const Variable& a, const Variable& b);
@@ -28,5 +31,6 @@ Variable silu(const Variable& x);
 Variable softplus(const Variable& x);
 Variable negative_exp(const Variable& x);
 Variable silu_mul(const Variable& gate, const Variable& up);
+Variable cast(const Variable& x, DType dtype);
 
 }  // namespace headwater

@@ -52,6 +52,10 @@ void map_binary(const char* op, const ElementwiseBinaryArgs& args, const Functio
 
 }  // namespace
 
+void elementwise_cast_cpu(const ElementwiseUnaryArgs& args) {
+  args.y.copy_from(args.x.to(args.y.dtype()));
+}
+
 void elementwise_add_cpu(const ElementwiseBinaryArgs& args) {
   map_binary("add", args, [](auto a, auto b) { return a + b; });
 }

@@ -18,8 +18,8 @@ struct ElementwiseUnaryBackwardArgs {
 };
 
 struct ElementwiseBinaryArgs {
-  Tensor a, b;
-  Tensor y;  // written
+  Tensor a, b;  // of one dtype; on a GPU, elementwise_add takes a bf16 b beside an f32 a
+  Tensor y;     // written
 };
 
 struct ElementwiseScaleArgs {
@@ -34,31 +34,54 @@ struct SiluMulBackwardArgs {
   Tensor grad_gate, grad_up;  // written
 };
 
+void elementwise_cast_cpu(const ElementwiseUnaryArgs& args);
+void elementwise_cast_cuda(const ElementwiseUnaryArgs& args);
 void elementwise_add_cpu(const ElementwiseBinaryArgs& args);
+void elementwise_add_cuda(const ElementwiseBinaryArgs& args);
 void elementwise_mul_cpu(const ElementwiseBinaryArgs& args);
+void elementwise_mul_cuda(const ElementwiseBinaryArgs& args);
 void elementwise_scale_cpu(const ElementwiseScaleArgs& args);
+void elementwise_scale_cuda(const ElementwiseScaleArgs& args);
 void silu_forward_cpu(const ElementwiseUnaryArgs& args);
+void silu_forward_cuda(const ElementwiseUnaryArgs& args);
 void silu_backward_cpu(const ElementwiseUnaryBackwardArgs& args);
+void silu_backward_cuda(const ElementwiseUnaryBackwardArgs& args);
 void softplus_forward_cpu(const ElementwiseUnaryArgs& args);
+void softplus_forward_cuda(const ElementwiseUnaryArgs& args);
 void softplus_backward_cpu(const ElementwiseUnaryBackwardArgs& args);
+void softplus_backward_cuda(const ElementwiseUnaryBackwardArgs& args);
 void negative_exp_forward_cpu(const ElementwiseUnaryArgs& args);
+void negative_exp_forward_cuda(const ElementwiseUnaryArgs& args);
 void negative_exp_backward_cpu(const ElementwiseUnaryBackwardArgs& args);
+void negative_exp_backward_cuda(const ElementwiseUnaryBackwardArgs& args);
 void silu_mul_forward_cpu(const ElementwiseBinaryArgs& args);
+void silu_mul_forward_cuda(const ElementwiseBinaryArgs& args);
 void silu_mul_backward_cpu(const SiluMulBackwardArgs& args);
+void silu_mul_backward_cuda(const SiluMulBackwardArgs& args);
 
-inline constexpr Kernel<ElementwiseBinaryArgs> elementwise_add{"elementwise_add", elementwise_add_cpu};
-inline constexpr Kernel<ElementwiseBinaryArgs> elementwise_mul{"elementwise_mul", elementwise_mul_cpu};
-inline constexpr Kernel<ElementwiseScaleArgs> elementwise_scale{"elementwise_scale", elementwise_scale_cpu};
-inline constexpr Kernel<ElementwiseUnaryArgs> silu_forward{"silu_forward", silu_forward_cpu};
-inline constexpr Kernel<ElementwiseUnaryBackwardArgs> silu_backward{"silu_backward", silu_backward_cpu};
-inline constexpr Kernel<ElementwiseUnaryArgs> softplus_forward{"softplus_forward", softplus_forward_cpu};
-inline constexpr Kernel<ElementwiseUnaryBackwardArgs> softplus_backward{"softplus_backward",
-                                                                        softplus_backward_cpu};
-inline constexpr Kernel<ElementwiseUnaryArgs> negative_exp_forward{"negative_exp_forward",
-                                                                   negative_exp_forward_cpu};
-inline constexpr Kernel<ElementwiseUnaryBackwardArgs> negative_exp_backward{"negative_exp_backward",
-                                                                            negative_exp_backward_cpu};
-inline constexpr Kernel<ElementwiseBinaryArgs> silu_mul_forward{"silu_mul_forward", silu_mul_forward_cpu};
-inline constexpr Kernel<SiluMulBackwardArgs> silu_mul_backward{"silu_mul_backward", silu_mul_backward_cpu};
+inline constexpr Kernel<ElementwiseUnaryArgs> elementwise_cast{"elementwise_cast", elementwise_cast_cpu,
+                                                               HEADWATER_CUDA(elementwise_cast_cuda)};
+inline constexpr Kernel<ElementwiseBinaryArgs> elementwise_add{"elementwise_add", elementwise_add_cpu,
+                                                               HEADWATER_CUDA(elementwise_add_cuda)};
+inline constexpr Kernel<ElementwiseBinaryArgs> elementwise_mul{"elementwise_mul", elementwise_mul_cpu,
+                                                               HEADWATER_CUDA(elementwise_mul_cuda)};
+inline constexpr Kernel<ElementwiseScaleArgs> elementwise_scale{"elementwise_scale", elementwise_scale_cpu,
+                                                                HEADWATER_CUDA(elementwise_scale_cuda)};
+inline constexpr Kernel<ElementwiseUnaryArgs> silu_forward{"silu_forward", silu_forward_cpu,
+                                                           HEADWATER_CUDA(silu_forward_cuda)};
+inline constexpr Kernel<ElementwiseUnaryBackwardArgs> silu_backward{"silu_backward", silu_backward_cpu,
+                                                                    HEADWATER_CUDA(silu_backward_cuda)};
+inline constexpr Kernel<ElementwiseUnaryArgs> softplus_forward{"softplus_forward", softplus_forward_cpu,
+                                                               HEADWATER_CUDA(softplus_forward_cuda)};
+inline constexpr Kernel<ElementwiseUnaryBackwardArgs> softplus_backward{
+    "softplus_backward", softplus_backward_cpu, HEADWATER_CUDA(softplus_backward_cuda)};
+inline constexpr Kernel<ElementwiseUnaryArgs> negative_exp_forward{
+    "negative_exp_forward", negative_exp_forward_cpu, HEADWATER_CUDA(negative_exp_forward_cuda)};
+inline constexpr Kernel<ElementwiseUnaryBackwardArgs> negative_exp_backward{
+    "negative_exp_backward", negative_exp_backward_cpu, HEADWATER_CUDA(negative_exp_backward_cuda)};
+inline constexpr Kernel<ElementwiseBinaryArgs> silu_mul_forward{"silu_mul_forward", silu_mul_forward_cpu,
+                                                                HEADWATER_CUDA(silu_mul_forward_cuda)};
+inline constexpr Kernel<SiluMulBackwardArgs> silu_mul_backward{"silu_mul_backward", silu_mul_backward_cpu,
+                                                               HEADWATER_CUDA(silu_mul_backward_cuda)};
 
 }  // namespace headwater

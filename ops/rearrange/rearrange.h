@@ -14,7 +14,7 @@ namespace headwater {
 ///
 /// Shapes   concat_last: (..., d_a), (..., d_b) -> (..., d_a + d_b)   transpose_last: (..., m, n) -> (..., n,
 ///          m) repeat_leading: (...) -> (count, ...).
-/// Dtypes   f32, f64.
+/// Dtypes   f32, f64; on a GPU f32, bf16. The gradient of repeat_leading is summed in f32 there.
 /// Grads    to every variable.
 /// Throws   an input error for a wrong shape or dtype; the text names the argument.
 Variable reshape(const Variable& x, const Shape& shape);

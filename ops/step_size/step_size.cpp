@@ -14,10 +14,10 @@ void check_arguments(const Variable& x, const Variable& A, const Variable& dt_bi
   require(x.shape().n_axes() == 3, "step_size: x has shape {}; it must be (batch, length, n_heads)",
           x.shape());
   check_shape("step_size", "A", A, {x.dim(2)}, "(n_heads)");
-  check_like("step_size", "A", A, x);
+  check_parameter("step_size", "A", A, x);
   if (dt_bias.defined()) {
     check_shape("step_size", "dt_bias", dt_bias, {x.dim(2)}, "(n_heads)");
-    check_like("step_size", "dt_bias", dt_bias, x);
+    check_parameter("step_size", "dt_bias", dt_bias, x);
   }
   const auto& [lower, upper] = options.limits;
   require(!lower || !upper || *lower <= *upper,
@@ -34,7 +34,10 @@ StepSizeOutput step_size(const Variable& x, const Variable& A, const Variable& d
                          const StepSizeOptions& options) {
   check_arguments(x, A, dt_bias, options);
   constexpr double infinity = std::numeric_limits<double>::infinity();
-  Variable dt(empty_like(x.value())), log_decay(empty_like(x.value()));
+  const auto output = [&] {
+    return Variable(Tensor::empty(x.shape(), compute_dtype(x.dtype()), x.device()));
+  };
+  Variable dt = output(), log_decay = output();
   StepSizeForwardArgs args{x.value(),
                            A.value(),
                            dt_bias.value(),

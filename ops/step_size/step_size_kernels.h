@@ -6,6 +6,7 @@
 
 namespace headwater {
 
+/// All of one dtype, but that on a GPU x and grad_x may be bf16, the others then being f32.
 struct StepSizeForwardArgs {
   Tensor x;              // (rows, n_heads)
   Tensor A;              // (n_heads)
@@ -25,10 +26,13 @@ struct StepSizeBackwardArgs {
 };
 
 void step_size_forward_cpu(const StepSizeForwardArgs& args);
+void step_size_forward_cuda(const StepSizeForwardArgs& args);
 void step_size_backward_cpu(const StepSizeBackwardArgs& args);
+void step_size_backward_cuda(const StepSizeBackwardArgs& args);
 
-inline constexpr Kernel<StepSizeForwardArgs> step_size_forward{"step_size_forward", step_size_forward_cpu};
-inline constexpr Kernel<StepSizeBackwardArgs> step_size_backward{"step_size_backward",
-                                                                 step_size_backward_cpu};
+inline constexpr Kernel<StepSizeForwardArgs> step_size_forward{"step_size_forward", step_size_forward_cpu,
+                                                               HEADWATER_CUDA(step_size_forward_cuda)};
+inline constexpr Kernel<StepSizeBackwardArgs> step_size_backward{"step_size_backward", step_size_backward_cpu,
+                                                                 HEADWATER_CUDA(step_size_backward_cuda)};
 
 }  // namespace headwater

@@ -49,6 +49,27 @@ TEST_CASE("dropout: the mask is the documented function of the key") {
   }
 }
 
+TEST_CASE("dropout: a GPU drops the same elements, bit for bit") {
+  if (!has_cuda()) return;
+  const Device gpu = parse_device("cuda");
+  const DropoutKey far{.seed = 0x123456789abcdef0, .stream = ~uint64_t{0}, .offset = uint64_t{5} << 32};
+  for (const int64_t n : {1, 3, 4, 5, 255, 1027, 9999}) {
+    for (const int64_t first : {0, 1, 4}) {
+      for (const DropoutKey& used : {key, far}) {
+        INFO(n << " elements, from element " << first << " on");
+        const Tensor x = random_tensor({first + n}, 1).to(DType::f32);
+        const auto run = [&](const Tensor& from) {
+          return dropout(Variable(from.narrow(first, first + n)), 0.3, used).value().to_vector<float>();
+        };
+        const std::vector<float> on_cpu = run(x), in_bf16 = run(x.to(DType::bf16).to(gpu));
+        CHECK(run(x.to(gpu)) == on_cpu);
+        for (size_t i = 0; i < on_cpu.size(); ++i) REQUIRE((in_bf16[i] == 0.0f) == (on_cpu[i] == 0.0f));
+      }
+    }
+  }
+  CHECK(check_cuda_bf16(with_probability(0.3), {random_tensor({3, 257}, 1)}, {0}, 4e-3) == "");
+}
+
 TEST_CASE("dropout: drops the asked share") {
   const int64_t n = 100000;
   for (const double drop_prob : {0.01, 0.1, 0.5, 0.9}) {

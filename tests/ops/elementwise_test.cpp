@@ -37,6 +37,8 @@ std::vector<Operator> all_operators() {
        [](double x, double) { return x * logistic(x); }},
       {"softplus", 1, [](Inputs in) { return Outputs{softplus(in[0])}; },
        [](double x, double) { return std::log(1.0 + std::exp(x)); }},
+      {"negative_exp", 1, [](Inputs in) { return Outputs{negative_exp(in[0])}; },
+       [](double x, double) { return -std::exp(x); }},
       {"silu_mul", 2, [](Inputs in) { return Outputs{silu_mul(in[0], in[1])}; },
        [](double gate, double up) { return gate * logistic(gate) * up; }},
   };
@@ -69,6 +71,93 @@ TEST_CASE("elementwise: gradient matches finite differences at odd sizes") {
       CHECK(check_gradient(op.function, inputs_of(op, {n})) == "");
       CHECK(check_gradient(op.function, inputs_of(op, {3, n})) == "");
     }
+  }
+}
+
+TEST_CASE("elementwise: bf16 on a GPU agrees with f64") {
+  for (const Operator& op : all_operators()) {
+    // Around 4 and 8, the elements that move at once, and beyond one block.
+    for (const int64_t n : {1, 3, 4, 5, 7, 8, 9, 2500}) {
+      INFO(op.name << ", " << n << " elements");
+      CHECK(check_cuda_bf16(op.function, inputs_of(op, {n}), {0, static_cast<size_t>(op.n_inputs - 1)}) ==
+            "");
+      CHECK(check_cuda(op.function, inputs_of(op, {n})) == "");
+    }
+  }
+}
+
+TEST_CASE("elementwise: tensors that begin anywhere, on a GPU") {
+  if (!has_cuda()) return;
+  const Device gpu = parse_device("cuda");
+  for (const Operator& op : all_operators()) {
+    for (const DType dtype : {DType::f32, DType::bf16}) {
+      for (const int64_t first : {1, 2, 4}) {
+        INFO(op.name << ", " << name_of(dtype) << " from element " << first << " on");
+        std::vector<Variable> on_gpu, on_cpu;
+        for (const Tensor& input : inputs_of(op, {100})) {
+          const Tensor rounded = input.to(dtype);
+          on_gpu.push_back(Variable::leaf(rounded.to(gpu).narrow(first, 93)));
+          on_cpu.push_back(Variable::leaf(rounded.to(DType::f32).narrow(first, 93)));
+        }
+        const Tensor ones = Tensor::full({93 - first}, 1.0, DType::f32);
+        Tape tape;
+        const Variable y = op.function(on_gpu)[0], z = op.function(on_cpu)[0];
+        tape.backward({y, z}, {ones.to(dtype).to(gpu), ones});
+        // Rounding of the results to bf16.
+        const double tolerance = dtype == DType::bf16 ? 4e-3 : 1e-6;
+        CHECK(relative_error(y.value(), z.value()) < tolerance);
+        for (size_t i = 0; i < on_gpu.size(); ++i) {
+          CHECK(relative_error(on_gpu[i].gradient().tensor(), on_cpu[i].gradient().tensor()) < tolerance);
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("elementwise: add takes a bf16 b beside an f32 a on a GPU") {
+  const auto function = [](const std::vector<Variable>& in) {
+    return std::vector<Variable>{add(in[0], in[1])};
+  };
+  for (const int64_t n : {1, 7, 8, 257}) {
+    // a and y are not rounded, so only the gradient of b differs.
+    CHECK(check_cuda_bf16(function, {random_tensor({n}, 1), random_tensor({n}, 2)}, {1}, 4e-3) == "");
+  }
+  if (!has_cuda()) return;
+  const Device gpu = parse_device("cuda");
+  const Variable a = Variable::leaf(random_tensor({9}, 1).to(DType::f32).to(gpu));
+  const Variable b = Variable::leaf(random_tensor({9}, 2).to(DType::bf16).to(gpu));
+  Tape tape;
+  const Variable y = add(a, b);
+  CHECK(y.dtype() == DType::f32);
+  tape.backward({y}, {random_tensor({9}, 3).to(DType::f32).to(gpu)});
+  CHECK(a.gradient().tensor().dtype() == DType::f32);
+  CHECK(b.gradient().tensor().dtype() == DType::bf16);
+  CHECK_THROWS_WITH(add(b, a), "add: b is f32; it must be bf16 like the other arguments");
+  CHECK_THROWS_WITH(mul(a, b), "mul: b is bf16; it must be f32 like the other arguments");
+  CHECK_THROWS_WITH(silu(Variable(Tensor::zeros({3}, DType::f64, gpu))),
+                    "silu: dtype f64 is not supported on a GPU; use f32 or bf16");
+}
+
+TEST_CASE("elementwise: cast rounds, and casts the gradient back") {
+  const Variable x = Variable::leaf(Tensor::from_vector<double>({3}, {1.0 + 0x1p-30, -2.0, 3.0}));
+  CHECK(cast(x, DType::f64).value().raw_data() == x.value().raw_data());
+  Tape tape;
+  const Variable y = cast(x, DType::f32);
+  CHECK(y.value().to_vector<float>() == std::vector<float>{1, -2, 3});
+  tape.backward({y}, {Tensor::from_vector<float>({3}, {4, 5, 6})});
+  CHECK(x.gradient().tensor().dtype() == DType::f64);
+  CHECK(x.gradient().tensor().to_vector<double>() == std::vector<double>{4, 5, 6});
+  CHECK_THROWS_WITH(cast(x, DType::i32), "cast: from f64 to i32; both must be f32, f64 or bf16");
+
+  const auto narrower = [](const std::vector<Variable>& in) {
+    return std::vector<Variable>{cast(in[0], in[0].device().is_cpu() ? DType::f64 : DType::bf16)};
+  };
+  const auto wider = [](const std::vector<Variable>& in) {
+    return std::vector<Variable>{cast(in[0], in[0].device().is_cpu() ? DType::f64 : DType::f32)};
+  };
+  for (const int64_t n : {1, 7, 8, 257}) {
+    CHECK(check_cuda_bf16(narrower, {random_tensor({n}, 1)}, {}, 4e-3) == "");
+    CHECK(check_cuda_bf16(wider, {random_tensor({n}, 1)}, {0}, 4e-3) == "");
   }
 }
 

@@ -24,6 +24,35 @@ TEST_CASE("rearrange: gradients match finite differences") {
   CHECK(check_jacobian(other_shape, {random_tensor({2, 6}, 1)}) == "");
 }
 
+TEST_CASE("rearrange: on a GPU, f32 and bf16, around the sizes that move at once") {
+  const auto concat = [](const std::vector<Variable>& in) {
+    return std::vector<Variable>{concat_last(in[0], in[1])};
+  };
+  const auto transpose = [](const std::vector<Variable>& in) {
+    return std::vector<Variable>{transpose_last(in[0])};
+  };
+  const auto repeat = [](const std::vector<Variable>& in) {
+    return std::vector<Variable>{repeat_leading(in[0], 5)};
+  };
+  // Of the values, not a bit may change: the tolerance is for the sum that is the gradient of repeat_leading.
+  for (const int64_t width : {1, 3, 4, 8, 12, 16, 520}) {
+    for (const int64_t other : {4, 5, 8}) {
+      const std::vector<Tensor> inputs{random_tensor({2, 9, width}, 1), random_tensor({2, 9, other}, 2)};
+      INFO("widths " << width << " and " << other);
+      CHECK(check_cuda(concat, inputs, 0.0) == "");
+      CHECK(check_cuda_bf16(concat, inputs, {0, 1}, 0.0) == "");
+    }
+    CHECK(check_cuda_bf16(repeat, {random_tensor({7, width}, 1)}, {0}, 4e-3) == "");
+  }
+  for (const int64_t m : {1, 31, 32, 33, 65}) {
+    for (const int64_t n : {1, 31, 32, 33, 65}) {
+      INFO("m " << m << ", n " << n);
+      CHECK(check_cuda(transpose, {random_tensor({2, m, n}, 1)}, 0.0) == "");
+      CHECK(check_cuda_bf16(transpose, {random_tensor({2, m, n}, 1)}, {0}, 0.0) == "");
+    }
+  }
+}
+
 TEST_CASE("rearrange: elements land where they should") {
   const Variable a(Tensor::from_vector<double>({2, 1}, {1, 2})),
       b(Tensor::from_vector<double>({2, 2}, {3, 4, 5, 6}));
