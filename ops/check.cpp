@@ -8,7 +8,7 @@ void check_resets(const char* op, const Tensor& resets, int64_t batch, int64_t l
   require(resets.shape() == expected && resets.dtype() == DType::i32,
           "{}: resets is {} {}; it must be i32 (batch, length) = {}", op, name_of(resets.dtype()),
           resets.shape(), expected);
-  if (!resets.device().is_cpu()) return;
+  if (!resets.device().is_cpu()) return;  // reading them would wait for the GPU
   const int32_t* values = resets.data<int32_t>();
   for (int64_t i = 0; i < resets.numel(); ++i) {
     require(values[i] == 0 || values[i] == 1, "{}: resets[{}, {}] is {}; it must be 0 or 1", op, i / length,

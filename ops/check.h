@@ -42,8 +42,8 @@ inline void check_parameter(const char* op, const char* argument, const Variable
   check_device(op, argument, value, reference);
 }
 
-/// `resets` is absent or i32 (batch, length) with a 1 where a document starts, else 0. On a GPU its elements are not
-/// looked at: reading them would wait for all that was started, and a graph's capture does not allow it.
+/// `resets` is absent or i32 (batch, length) with a 1 where a document starts, else 0. On a GPU the numbers are not
+/// looked at; kernels there take any but 0 for a 1.
 void check_resets(const char* op, const Tensor& resets, int64_t batch, int64_t length);
 
 /// Where a kernel puts the gradient of `variable`; an undefined tensor if none is wanted.

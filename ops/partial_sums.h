@@ -1,5 +1,5 @@
 // Sums over rows on a GPU, in an order that the shape alone decides: each block writes the sum of its rows, and a second
-// kernel adds the blocks in order. No atomics: same inputs, same bits.
+// kernel adds the blocks in a fixed order. No atomics: same inputs, same bits.
 #pragma once
 
 #include <algorithm>
@@ -21,7 +21,7 @@ struct CudaRowBlocks {
   int64_t rows, rows_per_block, n_blocks;
 };
 
-/// target[j] (+)= sum over blocks of partials[block, j], blocks in order.
+/// target[j] (+)= sum over blocks of partials[block, j], in an order that n_blocks decides.
 ///
 /// Shapes   partials: f32 (n_blocks, width)   target: f32, width elements. An undefined target is not wanted.
 void sum_partials_cuda(const Tensor& partials, const Tensor& target, bool accumulate);

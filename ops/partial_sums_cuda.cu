@@ -5,16 +5,25 @@
 namespace headwater {
 namespace {
 
-constexpr int block = 128;
+constexpr int block = 256;
 
-/// One thread a column; neighbours read neighbours.
+/// A block owns 32 columns, a lane each: neighbours read neighbours. Its warps share out the partials, since one thread
+/// walking all of them would spend its time waiting. Shared: every thread's sum, which the first warp adds in order.
 __global__ void sum_partials(const float* partials, int64_t n_blocks, int64_t width, bool accumulate,
                              float* target) {
-  const int64_t column = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (column >= width) return;
-  float sum = accumulate ? target[column] : 0.0f;
-  for (int64_t i = 0; i < n_blocks; ++i) sum += partials[i * width + column];
-  target[column] = sum;
+  SharedMemory shared;
+  const SharedArray<float> sums = shared.array<float>(static_cast<int>(blockDim.x));
+  const int64_t column = static_cast<int64_t>(blockIdx.x) * warp_size + lane_index();
+  float sum = 0.0f;
+  if (column < width) {
+    for (int64_t i = warp_index(); i < n_blocks; i += n_warps()) sum += partials[i * width + column];
+  }
+  sums[static_cast<int>(threadIdx.x)] = sum;
+  sync_block();
+  if (warp_index() != 0 || column >= width) return;
+  float total = accumulate ? target[column] : 0.0f;
+  for (int warp = 0; warp < n_warps(); ++warp) total += sums[warp * warp_size + lane_index()];
+  target[column] = total;
 }
 
 }  // namespace
@@ -22,7 +31,8 @@ __global__ void sum_partials(const float* partials, int64_t n_blocks, int64_t wi
 void sum_partials_cuda(const Tensor& partials, const Tensor& target, bool accumulate) {
   if (!target.defined()) return;
   const int64_t width = target.numel();
-  launch("sum_partials", sum_partials, {.grid = {blocks_for(width, block)}, .block = block},
+  launch("sum_partials", sum_partials,
+         {.grid = {blocks_for(width, warp_size)}, .block = block, .shared_bytes = shared_bytes<float>(block)},
          partials.data<float>(), partials.dim(0), width, accumulate, target.data<float>());
 }
 

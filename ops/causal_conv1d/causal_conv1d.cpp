@@ -17,10 +17,10 @@ void check_arguments(const Variable& x, const Variable& weight, const Variable& 
   require(weight.shape().n_axes() == 2 && weight.dim(0) == channels && weight.dim(1) >= 1,
           "{}: weight has shape {}; it must be (channels, d_conv) with channels = {}", op, weight.shape(),
           channels);
-  check_like(op, "weight", weight, x);
+  check_parameter(op, "weight", weight, x);
   if (bias.defined()) {
     check_shape(op, "bias", bias, {channels}, "(channels)");
-    check_like(op, "bias", bias, x);
+    check_parameter(op, "bias", bias, x);
   }
   if (initial_state.defined()) {
     const Shape& shape = initial_state.shape();
@@ -31,6 +31,9 @@ void check_arguments(const Variable& x, const Variable& weight, const Variable& 
     check_like(op, "initial_state", initial_state, x);
   }
   check_resets(op, resets, x.dim(0), x.dim(1));
+  require(!resets.defined() || resets.device() == x.device(),
+          "{}: resets are on {}; they must be on {} like the other arguments", op, to_string(resets.device()),
+          to_string(x.device()));
   require(options.state_length >= 0, "{}: state_length is {}; it must not be negative", op,
           options.state_length);
 }
@@ -56,7 +59,7 @@ CausalConv1dOutput causal_conv1d(const Variable& x, const Variable& weight, cons
     tape->record({&y, &final_state}, [=](const std::vector<Tensor>& grad_outputs) {
       const Tensor grad_y = grad_outputs[0].defined() ? grad_outputs[0] : zeros_like(x.value());
       const Tensor grad_x = empty_like(x.value());
-      const Tensor grad_initial = initial_state.defined() ? zeros_like(initial_state.value()) : Tensor();
+      const Tensor grad_initial = initial_state.defined() ? empty_like(initial_state.value()) : Tensor();
       const Gradient::Target grad_weight = gradient_target(weight);
       const Gradient::Target grad_bias = gradient_target(bias);
       causal_conv1d_backward(x.device(),

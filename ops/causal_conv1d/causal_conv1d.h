@@ -28,7 +28,7 @@ struct CausalConv1dOutput {
 /// Shapes   x: (batch, length, channels)   weight: (channels, d_conv)   bias: (channels), may be absent
 ///          initial_state: (batch, >= d_conv - 1, channels), may be absent   resets: i32 (batch, length), may
 ///          be absent y: (batch, length, channels)   final_state: (batch, state_length, channels)
-/// Dtypes   f32, f64.
+/// Dtypes   f32, f64; bf16 on a GPU, where weight, bias and their gradients are f32; the states are of x's dtype.
 /// Grads    to x, weight, bias and initial_state, from both outputs. Saves nothing besides its inputs.
 /// Repeat   same inputs, same bits, whatever the number of threads.
 /// Throws   an input error for a wrong shape, dtype, or a reset that is not 0 or 1; the text names the

@@ -6,6 +6,7 @@
 
 namespace headwater {
 
+/// weight, bias and their gradients are of the dtype of the arithmetic.
 struct CausalConv1dForwardArgs {
   Tensor x;              // (batch, length, channels)
   Tensor weight;         // (channels, d_conv)
@@ -30,11 +31,13 @@ struct CausalConv1dBackwardArgs {
 };
 
 void causal_conv1d_forward_cpu(const CausalConv1dForwardArgs& args);
+void causal_conv1d_forward_cuda(const CausalConv1dForwardArgs& args);
 void causal_conv1d_backward_cpu(const CausalConv1dBackwardArgs& args);
+void causal_conv1d_backward_cuda(const CausalConv1dBackwardArgs& args);
 
-inline constexpr Kernel<CausalConv1dForwardArgs> causal_conv1d_forward{"causal_conv1d_forward",
-                                                                       causal_conv1d_forward_cpu};
-inline constexpr Kernel<CausalConv1dBackwardArgs> causal_conv1d_backward{"causal_conv1d_backward",
-                                                                         causal_conv1d_backward_cpu};
+inline constexpr Kernel<CausalConv1dForwardArgs> causal_conv1d_forward{
+    "causal_conv1d_forward", causal_conv1d_forward_cpu, HEADWATER_CUDA(causal_conv1d_forward_cuda)};
+inline constexpr Kernel<CausalConv1dBackwardArgs> causal_conv1d_backward{
+    "causal_conv1d_backward", causal_conv1d_backward_cpu, HEADWATER_CUDA(causal_conv1d_backward_cuda)};
 
 }  // namespace headwater

@@ -11,9 +11,9 @@ void check_arguments(const Variable& x, const Variable& weight, const Variable& 
   require(x.shape().n_axes() >= 1, "layer_norm: x is a scalar; it must be (..., d)");
   const int64_t d = x.dim(-1);
   check_shape("layer_norm", "weight", weight, {d}, "(d)");
-  check_like("layer_norm", "weight", weight, x);
+  check_parameter("layer_norm", "weight", weight, x);
   check_shape("layer_norm", "bias", bias, {d}, "(d)");
-  check_like("layer_norm", "bias", bias, x);
+  check_parameter("layer_norm", "bias", bias, x);
   require(epsilon >= 0.0, "layer_norm: epsilon is {}; it must be >= 0", epsilon);
 }
 
@@ -25,7 +25,7 @@ void check_arguments(const Variable& x, const Variable& weight, const Variable& 
 //   grad_bias   = sum over rows of grad_y
 Variable layer_norm(const Variable& x, const Variable& weight, const Variable& bias, double epsilon) {
   check_arguments(x, weight, bias, epsilon);
-  const Tensor mean = Tensor::empty({rows_of(x.shape())}, x.dtype(), x.device());
+  const Tensor mean = Tensor::empty({rows_of(x.shape())}, compute_dtype(x.dtype()), x.device());
   const Tensor inverse_std = empty_like(mean);
   Variable y(empty_like(x.value()));
   layer_norm_forward(x.device(),

@@ -6,6 +6,7 @@
 
 namespace headwater {
 
+/// weight, bias, their gradients, mean and inverse_std are of the dtype of the arithmetic.
 struct LayerNormForwardArgs {
   Tensor x;                  // (rows, d)
   Tensor weight, bias;       // (d)
@@ -23,11 +24,13 @@ struct LayerNormBackwardArgs {
 };
 
 void layer_norm_forward_cpu(const LayerNormForwardArgs& args);
+void layer_norm_forward_cuda(const LayerNormForwardArgs& args);
 void layer_norm_backward_cpu(const LayerNormBackwardArgs& args);
+void layer_norm_backward_cuda(const LayerNormBackwardArgs& args);
 
-inline constexpr Kernel<LayerNormForwardArgs> layer_norm_forward{"layer_norm_forward",
-                                                                 layer_norm_forward_cpu};
-inline constexpr Kernel<LayerNormBackwardArgs> layer_norm_backward{"layer_norm_backward",
-                                                                   layer_norm_backward_cpu};
+inline constexpr Kernel<LayerNormForwardArgs> layer_norm_forward{"layer_norm_forward", layer_norm_forward_cpu,
+                                                                 HEADWATER_CUDA(layer_norm_forward_cuda)};
+inline constexpr Kernel<LayerNormBackwardArgs> layer_norm_backward{
+    "layer_norm_backward", layer_norm_backward_cpu, HEADWATER_CUDA(layer_norm_backward_cuda)};
 
 }  // namespace headwater

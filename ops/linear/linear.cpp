@@ -16,7 +16,7 @@ void check_arguments(const Variable& x, const Variable& weight, const Variable& 
   check_like("linear", "weight", weight, x);
   if (bias.defined()) {
     check_shape("linear", "bias", bias, {weight.dim(0)}, "(d_out)");
-    check_like("linear", "bias", bias, x);
+    check_parameter("linear", "bias", bias, x);
   }
 }
 
@@ -31,7 +31,7 @@ Variable linear(const Variable& x, const Variable& weight, const Variable& bias)
   if (Tape* tape = Tape::recording({x, weight, bias})) {
     tape->record({&y}, [x, weight, bias](const std::vector<Tensor>& grad_outputs) {
       const Gradient::Target grad_x = gradient_target(x);
-      const Gradient::Target grad_weight = gradient_target(weight);
+      const Gradient::Target grad_weight = weight_gradient_target(weight);
       const Gradient::Target grad_bias = gradient_target(bias);
       linear_backward(x.device(),
                       {x.value(), weight.value(), grad_outputs[0], grad_x.tensor, grad_weight.tensor,

@@ -6,6 +6,7 @@
 
 namespace headwater {
 
+/// bias and the gradients of weight and bias are of the dtype of the arithmetic.
 struct LinearForwardArgs {
   Tensor x;       // (rows, d_in)
   Tensor weight;  // (d_out, d_in)
@@ -21,9 +22,13 @@ struct LinearBackwardArgs {
 };
 
 void linear_forward_cpu(const LinearForwardArgs& args);
+void linear_forward_cuda(const LinearForwardArgs& args);
 void linear_backward_cpu(const LinearBackwardArgs& args);
+void linear_backward_cuda(const LinearBackwardArgs& args);
 
-inline constexpr Kernel<LinearForwardArgs> linear_forward{"linear_forward", linear_forward_cpu};
-inline constexpr Kernel<LinearBackwardArgs> linear_backward{"linear_backward", linear_backward_cpu};
+inline constexpr Kernel<LinearForwardArgs> linear_forward{"linear_forward", linear_forward_cpu,
+                                                          HEADWATER_CUDA(linear_forward_cuda)};
+inline constexpr Kernel<LinearBackwardArgs> linear_backward{"linear_backward", linear_backward_cpu,
+                                                            HEADWATER_CUDA(linear_backward_cuda)};
 
 }  // namespace headwater

@@ -24,6 +24,29 @@ TEST_CASE("linear: gradient matches finite differences at odd sizes") {
                        {random_tensor({2, 3}, 1), random_tensor({4, 3}, 2), random_tensor({4}, 3)}) == "");
 }
 
+TEST_CASE("linear: f32 and bf16 on a GPU agree with f64") {
+  // Columns of the bias are summed by 128 threads, four of them a thread's where they can be packed; rows by up to 256
+  // blocks.
+  for (const int64_t d_out : {4, 127, 128, 129, 508, 512, 516}) {
+    for (const int64_t rows : {1, 3, 256, 257, 513}) {
+      INFO("rows " << rows << ", d_out " << d_out);
+      const std::vector<Tensor> inputs{random_tensor({rows, 12}, 1), random_tensor({d_out, 12}, 2),
+                                       random_tensor({d_out}, 3)};
+      CHECK(check_cuda(with_bias, inputs) == "");
+      CHECK(check_cuda_bf16(with_bias, inputs, {0, 1}) == "");
+    }
+  }
+}
+
+TEST_CASE("linear: on a GPU, layers that share x and weight add their gradients") {
+  const CheckedFunction twice = [](const std::vector<Variable>& in) {
+    return std::vector<Variable>{linear(in[0], in[1], in[2]), linear(in[0], in[1], in[2])};
+  };
+  const std::vector<Tensor> inputs{random_tensor({7, 9}, 1), random_tensor({5, 9}, 2), random_tensor({5}, 3)};
+  CHECK(check_cuda(twice, inputs) == "");
+  CHECK(check_cuda_bf16(twice, inputs, {0, 1}) == "");
+}
+
 TEST_CASE("linear: f32 agrees with f64 through every path of the product") {
   for (const int64_t rows : {1, 2, 4, 5, 64}) {
     for (const int64_t d_in : {1, 63, 64, 257}) {
@@ -67,4 +90,9 @@ TEST_CASE("linear: names what is wrong") {
                     "linear: x has shape (2, 5, 3); its last axis must be d_in = 2, from weight (4, 2)");
   CHECK_THROWS_WITH(linear(x, Variable(random_tensor({4, 3}, 2)), Variable(random_tensor({3}, 2))),
                     "linear: bias has shape (3); it must be (d_out) = (4)");
+  CHECK_THROWS_WITH(linear(x, Variable(random_tensor({4, 3}, 2).to(DType::f32))),
+                    "linear: weight is f32; it must be f64 like the other arguments");
+  CHECK_THROWS_WITH(
+      linear(x, Variable(random_tensor({4, 3}, 2)), Variable(random_tensor({4}, 2).to(DType::f32))),
+      "linear: bias is f32; beside f64 arguments it must be f64");
 }
