@@ -243,7 +243,8 @@ LanguageModel::Hidden LanguageModel::forward(const Tensor& tokens, const Languag
   require(state.empty() || state.size() == blocks_.size(), "the state has {} layers, the model {}",
           state.size(), blocks_.size());
   const Tensor resets_here = resets.to(device());
-  Variable x = drop(embedding(tokens.to(device()), embeddings_), -1, options);
+  Variable x =
+      drop(embedding(tokens.to(device()), embeddings_, {.output_dtype = compute_dtype(dtype_)}), -1, options);
   LanguageModelState state_out;
   for (size_t i = 0; i < blocks_.size(); ++i) {
     const MixerState& state_in = state.empty() ? MixerState{} : state[i];

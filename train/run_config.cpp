@@ -38,8 +38,17 @@ void TrainConfig::declare(Options& options) {
       "start each batch from the state that the one before ended with (truncated backpropagation)");
   options.text("recompute", &recompute, "what backward computes again instead of keeping it in memory")
       .one_of({"none", "blocks"});
-  options.text("precision", &precision, "of parameters and arithmetic; f64 is for checks")
-      .one_of({"f32", "f64"});
+  options
+      .text("precision", &precision,
+            "of activations and matrix products; bf16 (on a GPU) keeps parameters, decays, states and sums "
+            "in f32; f64 "
+            "(on the CPU) is for checks")
+      .one_of({"f32", "bf16", "f64"});
+  options
+      .text("cuda_graph", &cuda_graph,
+            "start each step on a GPU as one recorded graph; auto: where nothing changes from step to step "
+            "but the data")
+      .one_of({"auto", "on", "off"});
   options
       .integer("max_skipped_steps", &max_skipped_steps,
                "steps in a row that may be skipped for NaN or infinity before the run stops")
@@ -146,7 +155,10 @@ void check_eval(const EvalConfig& eval, const DataConfig& data) {
 }  // namespace
 
 void RunConfig::validate() const {
-  parse_device(device);
+  const bool on_cpu = parse_device(device).is_cpu();
+  require(!on_cpu || train.precision != "bf16", "train.precision is bf16, which needs a GPU: device: cuda");
+  require(on_cpu || train.precision != "f64",
+          "train.precision is f64, which only the CPU computes: device: cpu");
   require(
       !train.state_passing || data.packing == "stream",
       "train.state_passing needs data.packing: stream, but it is '{}': a row must continue the row before it",

@@ -30,6 +30,7 @@ struct TrainConfig {
   bool state_passing = false;
   std::string recompute = "none";
   std::string precision = "f32";
+  std::string cuda_graph = "auto";
   int64_t max_skipped_steps = 10;
   int64_t log_every = 10;
   std::optional<double> time_limit_s;

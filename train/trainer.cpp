@@ -31,6 +31,10 @@ constexpr uint64_t max_state_bytes = 1 << 20;
 constexpr int64_t vocabulary_multiple = 16;
 constexpr size_t steps_averaged = 20;
 
+DType parse_precision(const std::string& name) {
+  return name == "bf16" ? DType::bf16 : (name == "f64" ? DType::f64 : DType::f32);
+}
+
 std::atomic<int> stop_requests{0};
 
 extern "C" void on_stop_signal(int) {
@@ -48,25 +52,6 @@ bool decides_the_run(const std::string& key) {
     if (key.rfind(prefix, 0) == 0) return true;
   }
   return false;
-}
-
-/// [begin, end) of the flat buffers, where all parameters have the same attributes.
-struct ParameterRange {
-  int64_t begin, end;
-  ParameterAttributes attributes;
-};
-
-std::vector<ParameterRange> ranges_of(const ParameterStore& store) {
-  std::vector<ParameterRange> ranges;
-  for (const Parameter& parameter : store.parameters()) {
-    const ParameterAttributes& attributes = parameter.attributes;
-    const bool same = !ranges.empty() && ranges.back().attributes.weight_decay == attributes.weight_decay &&
-                      ranges.back().attributes.learning_rate_scale == attributes.learning_rate_scale;
-    if (!ranges.empty()) ranges.back().end = parameter.offset;
-    if (!same) ranges.push_back({parameter.offset, parameter.offset, attributes});
-  }
-  if (!ranges.empty()) ranges.back().end = store.values().numel();
-  return ranges;
 }
 
 nlohmann::ordered_json identity_of(const TokenShard& shard) {
@@ -134,10 +119,16 @@ Trainer::Trainer(Config config) : config_(std::move(config)) {
                                  .packing = sequential ? Packing::sequential : parse_packing(data.packing),
                                  .seed = static_cast<uint64_t>(config_.run.train.seed),
                                  .n_lanes = config_.run.sequences_per_step()});
-  const DType dtype = config_.run.train.precision == "f64" ? DType::f64 : DType::f32;
-  model_ = std::make_unique<LanguageModel>(config_.model, dtype, parse_device(config_.run.device));
-  moment1_ = zeros_like(model_->parameters().values());
-  moment2_ = zeros_like(model_->parameters().values());
+  const Device device = parse_device(config_.run.device);
+  const bool use_graph = should_use_graph(config_.run, config_.model, device);
+  model_ =
+      std::make_unique<LanguageModel>(config_.model, parse_precision(config_.run.train.precision), device);
+  {
+    const MemoryLabel label("the optimizer's moments");
+    moment1_ = zeros_like(model_->parameters().values());
+    moment2_ = zeros_like(model_->parameters().values());
+  }
+  training_step_ = std::make_unique<TrainingStep>(*model_, moment1_, moment2_, config_.run, use_graph);
 }
 
 Trainer::~Trainer() = default;
@@ -163,30 +154,27 @@ std::string Trainer::summary() const {
 
 StepReport Trainer::step() {
   const double start = now_seconds();
-  const OptimizerConfig& optimizer = config_.run.optimizer;
-  const double learning_rate =
-      learning_rate_at(config_.run.schedule, optimizer.learning_rate, state_.step, config_.run.train.steps);
-  model_->parameters().gradients().zero();
-  const Loss loss = accumulate_gradients();
-  const double gradient_norm = std::sqrt(sum_of_squares(model_->parameters().gradients()));
+  const double learning_rate = learning_rate_at(config_.run.schedule, config_.run.optimizer.learning_rate,
+                                                state_.step, config_.run.train.steps);
+  const std::vector<Batch> batches = prefetched_.empty() ? next_batches() : std::move(prefetched_);
+  training_step_->start(batches, learning_rate, state_.step, state_.n_updates + 1);
+  state_.next_sample += config_.run.sequences_per_step();
+  prefetched_.clear();
+  // A GPU computes meanwhile.
+  if (model_->device().is_cuda()) prefetched_ = next_batches();
+  const StepResult result = training_step_->finish();
 
-  StepReport report;
-  report.skipped = !std::isfinite(loss.value) || !std::isfinite(gradient_norm);
-  if (report.skipped) {
-    ++state_.n_skipped;
-    ++state_.skipped_in_row;
-  } else {
-    update_parameters(gradient_norm, learning_rate);
-    // A skipped step's states may hold the NaN that made it be skipped: the next one starts from those before.
-    carried_.swap(next_carried_);
-    state_.skipped_in_row = 0;
-  }
+  state_.n_skipped += !result.applied;
+  state_.skipped_in_row = result.applied ? 0 : state_.skipped_in_row + 1;
+  state_.n_updates += result.applied;
   ++state_.step;
 
+  StepReport report;
+  report.skipped = !result.applied;
   report.step = state_.step;
   report.n_steps = config_.run.train.steps;
-  report.loss = loss.value;
-  report.gradient_norm = gradient_norm;
+  report.loss = result.loss;
+  report.gradient_norm = result.gradient_norm;
   report.learning_rate = learning_rate;
   report.step_seconds = now_seconds() - start;
   recent_step_seconds_.push_back(report.step_seconds);
@@ -194,68 +182,21 @@ StepReport Trainer::step() {
   double sum = 0.0;
   for (const double seconds : recent_step_seconds_) sum += seconds;
   const double mean_seconds = sum / static_cast<double>(recent_step_seconds_.size());
-  report.tokens_per_second = static_cast<double>(loss.n_tokens) / mean_seconds;
+  const int64_t tokens = config_.run.sequences_per_step() * config_.run.data.length;
+  report.tokens_per_second = static_cast<double>(tokens) / mean_seconds;
   report.seconds_left = mean_seconds * static_cast<double>(report.n_steps - report.step);
-  report.memory_bytes = memory_statistics().peak_bytes_in_use;
+  report.memory_bytes = memory_statistics(model_->device()).peak_bytes_in_use;
   return report;
 }
 
-Trainer::Loss Trainer::accumulate_gradients() {
-  const int64_t n_passes = config_.run.accumulation(), rows = config_.run.sequences_per_pass();
+/// One for each pass.
+std::vector<Batch> Trainer::next_batches() {
+  const int64_t rows = config_.run.sequences_per_pass();
   std::vector<Batch> batches;
-  int64_t n_targets = 0;
-  for (int64_t pass = 0; pass < n_passes; ++pass) {
+  for (int64_t pass = 0; pass < config_.run.accumulation(); ++pass) {
     batches.push_back(batches_->batch(state_.next_sample + pass * rows, rows));
-    for (const int32_t target : batches.back().targets.to_vector<int32_t>())
-      n_targets += target != ignored_target;
   }
-  state_.next_sample += n_passes * rows;
-  carried_.resize(n_passes);
-  next_carried_.resize(n_passes);
-
-  const LanguageModelOptions options{.recompute_blocks = config_.run.train.recompute == "blocks",
-                                     .dropout_seed = static_cast<uint64_t>(config_.run.train.seed),
-                                     .dropout_offset = static_cast<uint64_t>(state_.step * n_passes),
-                                     .dropout = true};
-  Loss total;
-  for (int64_t pass = 0; pass < n_passes; ++pass) {
-    const Batch& batch = batches[pass];
-    LanguageModelOptions pass_options = options;
-    pass_options.dropout_offset += static_cast<uint64_t>(pass);
-    Tape tape;
-    LanguageModel::Hidden out = model_->forward(
-        batch.tokens, batch.starts_fresh ? LanguageModelState{} : carried_[pass], batch.resets, pass_options);
-    const Variable loss = model_->loss(out.hidden, batch.targets, {.divisor = n_targets}).loss;
-    tape.backward(loss);
-    total.value += loss.value().to_vector<double>()[0];
-    total.n_tokens += batch.tokens.numel();
-    if (config_.run.train.state_passing) {
-      for (MixerState& layer : out.state) {
-        for (Variable& tensor : layer) tensor = tensor.detach();
-      }
-      next_carried_[pass] = std::move(out.state);
-    }
-  }
-  return total;
-}
-
-void Trainer::update_parameters(double gradient_norm, double learning_rate) {
-  const OptimizerConfig& optimizer = config_.run.optimizer;
-  const bool too_long = optimizer.max_grad_norm > 0.0 && gradient_norm > optimizer.max_grad_norm;
-  ++state_.n_updates;
-  const ParameterStore& store = model_->parameters();
-  for (const ParameterRange& range : ranges_of(store)) {
-    const Shape shape{range.end - range.begin};
-    adamw_update(store.values().view(range.begin, shape), store.gradients().view(range.begin, shape),
-                 moment1_.view(range.begin, shape), moment2_.view(range.begin, shape),
-                 {.learning_rate = learning_rate * range.attributes.learning_rate_scale,
-                  .beta1 = optimizer.betas[0],
-                  .beta2 = optimizer.betas[1],
-                  .epsilon = optimizer.epsilon,
-                  .weight_decay = range.attributes.weight_decay ? optimizer.weight_decay : 0.0,
-                  .update = state_.n_updates,
-                  .gradient_scale = too_long ? optimizer.max_grad_norm / gradient_norm : 1.0});
-  }
+  return batches;
 }
 
 std::string Trainer::first_non_finite_gradient() const {
@@ -351,12 +292,13 @@ Path Trainer::save_checkpoint() {
   views(moment2_, "moment2.", moments);
   write_safetensors(writer.path(optimizer_file), moments, {{"format", "pt"}});
   if (config_.run.train.state_passing) {
+    const std::vector<LanguageModelState>& states = training_step_->carried();
     std::vector<NamedTensor> carried;
-    for (size_t pass = 0; pass < carried_.size(); ++pass) {
-      for (size_t layer = 0; layer < carried_[pass].size(); ++layer) {
-        for (size_t i = 0; i < carried_[pass][layer].size(); ++i) {
+    for (size_t pass = 0; pass < states.size(); ++pass) {
+      for (size_t layer = 0; layer < states[pass].size(); ++layer) {
+        for (size_t i = 0; i < states[pass][layer].size(); ++i) {
           carried.push_back(
-              {fmt::format("pass.{}.layer.{}.{}", pass, layer, i), carried_[pass][layer][i].value()});
+              {fmt::format("pass.{}.layer.{}.{}", pass, layer, i), states[pass][layer][i].value()});
         }
       }
     }
@@ -410,15 +352,17 @@ void Trainer::load_checkpoint(const Path& checkpoint, bool accept_data_change) {
   }
   if (config_.run.train.state_passing) {
     const SafetensorsFile file = SafetensorsFile::open(checkpoint / carried_state_file);
-    carried_.assign(config_.run.accumulation(), {});
+    std::vector<LanguageModelState>& states = training_step_->carried();
+    states.assign(config_.run.accumulation(), {});
     const auto n_layers = config_.model.expanded_layers().size();
-    for (size_t pass = 0; pass < carried_.size(); ++pass) {
-      carried_[pass].resize(n_layers);
+    for (size_t pass = 0; pass < states.size(); ++pass) {
+      states[pass].resize(n_layers);
       for (size_t layer = 0; layer < n_layers; ++layer) {
         for (size_t i = 0;; ++i) {
           const std::string name = fmt::format("pass.{}.layer.{}.{}", pass, layer, i);
           if (!file.contains(name)) break;
-          carried_[pass][layer].emplace_back(file.tensor(name).clone());
+          const Tensor stored = file.tensor(name);
+          states[pass][layer].emplace_back(stored.clone().to(model_->device()));
         }
       }
     }

@@ -9,6 +9,7 @@
 #include "train/batches.h"
 #include "train/config.h"
 #include "train/run_log.h"
+#include "train/training_step.h"
 
 namespace headwater {
 
@@ -56,12 +57,7 @@ class Trainer {
   Path save_checkpoint();
 
  private:
-  struct Loss {
-    double value = 0.0;
-    int64_t n_tokens = 0;
-  };
-  Loss accumulate_gradients();
-  void update_parameters(double gradient_norm, double learning_rate);
+  std::vector<Batch> next_batches();
   std::string first_non_finite_gradient() const;
   void evaluate_now();
   void after_step(const StepReport& report);
@@ -73,8 +69,8 @@ class Trainer {
   std::unique_ptr<LanguageModel> model_;
   Tensor moment1_, moment2_;  // like the flat parameters
   TrainerState state_;
-  std::vector<LanguageModelState> carried_;       // train.state_passing: the state of each pass's rows
-  std::vector<LanguageModelState> next_carried_;  // what the present step leaves, if it is not skipped
+  std::unique_ptr<TrainingStep> training_step_;
+  std::vector<Batch> prefetched_;  // of the next step, if they were read while the last one ran
   std::unique_ptr<RunLog> log_;
   double run_start_seconds_ = 0.0;  // on the steady clock
   std::vector<double> recent_step_seconds_;

@@ -40,6 +40,8 @@ void copy_to_host(void* to, const void* from, int64_t size_bytes);
 void copy_on_device(void* to, const void* from, int64_t size_bytes);
 void fill_bytes(void* data, uint8_t value, int64_t size_bytes);
 
+/// HEADWATER_SYNC=1 in the environment: every kernel is waited for and checked by name.
+bool checks_every_launch();
 /// Returns when all that was started is done. Throws a machine error if any of it failed.
 void synchronize();
 

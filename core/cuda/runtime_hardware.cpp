@@ -39,14 +39,6 @@ void check(cublasStatus_t status, const char* what) {
   throw_machine_error("{}: {}", what, cublasGetStatusString(status));
 }
 
-bool checks_every_launch() {
-  static const bool enabled = [] {
-    const char* text = std::getenv("HEADWATER_SYNC");
-    return text != nullptr && std::strcmp(text, "0") != 0;
-  }();
-  return enabled;
-}
-
 struct DeviceInUse {
   int index = -1;
   Properties properties;
@@ -165,6 +157,14 @@ void copy_on_device(void* to, const void* from, int64_t size_bytes) {
 
 void fill_bytes(void* data, uint8_t value, int64_t size_bytes) {
   check(cudaMemsetAsync(data, value, size_bytes, stream()), "filling GPU memory");
+}
+
+bool checks_every_launch() {
+  static const bool enabled = [] {
+    const char* text = std::getenv("HEADWATER_SYNC");
+    return text != nullptr && std::strcmp(text, "0") != 0;
+  }();
+  return enabled;
 }
 
 void synchronize() {

@@ -62,7 +62,7 @@ void adamw_update_planned(const Tensor& value, const Tensor& gradient, const Ten
                           const Tensor& bf16_copy, const AdamWConstants& constants, const Tensor& plan) {
   const AdamWArgs args{value, gradient, m, v, bf16_copy, constants, {}, plan};
   check_buffers("adamw_update_planned", args);
-  check_numbers("adamw_update_planned", "plan", plan, DType::f32, plan_size, value.device());
+  check_numbers("adamw_update_planned", "plan", plan, DType::f64, plan_size, value.device());
   adamw_kernel(value.device(), args);
 }
 
@@ -73,9 +73,9 @@ double adamw_correction(double beta, int64_t update) {
 void plan_update(const Tensor& gradient_squares, const Tensor& loss, const Tensor& schedule,
                  const Tensor& plan) {
   const Device device = plan.device();
-  check_numbers("plan_update", "plan", plan, DType::f32, plan_size, device);
+  check_numbers("plan_update", "plan", plan, DType::f64, plan_size, device);
   check_numbers("plan_update", "gradient_squares", gradient_squares, DType::f64, 1, device);
-  check_numbers("plan_update", "schedule", schedule, DType::f32, schedule_size, device);
+  check_numbers("plan_update", "schedule", schedule, DType::f64, schedule_size, device);
   require(loss.numel() == 1 && loss.device() == device,
           "plan_update: loss has shape {} on {}; it must be one element on {}", loss.shape(),
           to_string(loss.device()), to_string(device));

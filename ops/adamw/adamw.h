@@ -43,7 +43,7 @@ struct AdamWConstants {
 /// adamw_update with the numbers that change from step to step read from `plan`, on the device of the buffers: what a
 /// captured step can replay. Equal numbers give the bits of adamw_update.
 ///
-/// plan: f32 (5), as plan_update writes it
+/// plan: f64 (5), as plan_update writes it
 ///   0  learning_rate, to be multiplied by learning_rate_scale      1, 2  adamw_correction of beta1 and beta2
 ///   3  gradient_scale                                              4     1, or 0: nothing is changed
 void adamw_update_planned(const Tensor& value, const Tensor& gradient, const Tensor& m, const Tensor& v,
@@ -59,7 +59,7 @@ double adamw_correction(double beta, int64_t update);
 ///
 /// Shapes   gradient_squares: (1)   loss: one element   schedule: (4): learning_rate, the corrections of beta1 and
 ///          beta2, max_grad_norm (0: no clipping)   plan: (5).
-/// Dtypes   gradient_squares: f64   loss: f32, f64   schedule, plan: f32.
+/// Dtypes   loss: f32, f64   gradient_squares, schedule, plan: f64.
 /// Throws   an input error for a wrong shape, dtype or device; the text names the argument.
 void plan_update(const Tensor& gradient_squares, const Tensor& loss, const Tensor& schedule,
                  const Tensor& plan);

@@ -12,8 +12,8 @@ constexpr int64_t elements_per_task = 16384;
 
 template <class T>
 void update(const AdamWArgs& args) {
-  const float* plan = args.plan.data<float>();
-  if (plan != nullptr && plan[plan_apply] == 0.0f) return;
+  const double* plan = args.plan.data<double>();
+  if (plan != nullptr && plan[plan_apply] == 0.0) return;
   const AdamWNumbers<T> o =
       adamw_numbers<T>(args.constants, plan != nullptr ? planned_step(plan) : args.step);
   T* value = args.value.data<T>();
@@ -59,7 +59,7 @@ void adamw_cpu(const AdamWArgs& args) {
 void plan_update_cpu(const PlanUpdateArgs& args) {
   dispatch_real(args.loss.dtype(), "plan_update", [&](auto element) {
     write_plan(*args.gradient_squares.data<double>(), *args.loss.data<decltype(element)>(),
-               args.schedule.data<float>(), args.plan.data<float>());
+               args.schedule.data<double>(), args.plan.data<double>());
   });
 }
 

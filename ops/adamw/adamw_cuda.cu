@@ -37,9 +37,9 @@ __device__ void update_elements(float* value, const float* gradient, float* m, f
 /// a plan, so that equal numbers give equal bits.
 template <int N>
 __global__ void update(float* value, const float* gradient, float* m, float* v, BFloat16* bf16_copy,
-                       int64_t n, AdamWConstants constants, AdamWStep step, const float* plan) {
+                       int64_t n, AdamWConstants constants, AdamWStep step, const double* plan) {
   if (plan != nullptr) {
-    if (plan[plan_apply] == 0.0f) return;
+    if (plan[plan_apply] == 0.0) return;
     step = planned_step(plan);
   }
   const AdamWNumbers<float> numbers = adamw_numbers<float>(constants, step);
@@ -56,7 +56,8 @@ __global__ void update(float* value, const float* gradient, float* m, float* v, 
 
 /// One thread does it all.
 template <class T>
-__global__ void make_plan(const double* gradient_squares, const T* loss, const float* schedule, float* plan) {
+__global__ void make_plan(const double* gradient_squares, const T* loss, const double* schedule,
+                          double* plan) {
   if (threadIdx.x == 0) write_plan(*gradient_squares, static_cast<double>(*loss), schedule, plan);
 }
 
@@ -143,15 +144,15 @@ void adamw_cuda(const AdamWArgs& args) {
   const int64_t n = args.value.numel();
   launch("adamw", packed ? update<N> : update<1>,
          {.grid = {std::min(blocks_for(n, block * (packed ? N : 1)), max_blocks)}, .block = block}, value,
-         gradient, m, v, bf16_copy, n, args.constants, args.step, args.plan.data<float>());
+         gradient, m, v, bf16_copy, n, args.constants, args.step, args.plan.data<double>());
 }
 
 void plan_update_cuda(const PlanUpdateArgs& args) {
   dispatch_real(args.loss.dtype(), "plan_update", [&](auto element) {
     using T = decltype(element);
     launch("plan_update", make_plan<T>, {.grid = {1}, .block = warp_size},
-           args.gradient_squares.data<double>(), args.loss.data<T>(), args.schedule.data<float>(),
-           args.plan.data<float>());
+           args.gradient_squares.data<double>(), args.loss.data<T>(), args.schedule.data<double>(),
+           args.plan.data<double>());
   });
 }
 

@@ -21,14 +21,14 @@ struct AdamWArgs {
   Tensor bf16_copy;              // (n), written; undefined if not wanted
   AdamWConstants constants;
   AdamWStep step;
-  Tensor plan;  // f32 (5), read in place of `step`; or undefined
+  Tensor plan;  // f64 (5), read in place of `step`; or undefined
 };
 
 struct PlanUpdateArgs {
   Tensor gradient_squares;  // f64 (1)
   Tensor loss;              // one element
-  Tensor schedule;          // f32 (4)
-  Tensor plan;              // f32 (5), written
+  Tensor schedule;          // f64 (4)
+  Tensor plan;              // f64 (5), written
 };
 
 struct SumOfSquaresArgs {
@@ -67,7 +67,7 @@ enum ScheduleEntry {
   schedule_size
 };
 
-HEADWATER_HOST_DEVICE inline AdamWStep planned_step(const float* plan) {
+HEADWATER_HOST_DEVICE inline AdamWStep planned_step(const double* plan) {
   return {plan[plan_learning_rate], plan[plan_correction1], plan[plan_correction2],
           plan[plan_gradient_scale]};
 }
@@ -96,14 +96,14 @@ HEADWATER_HOST_DEVICE inline bool is_finite(double x) {
   return x - x == 0.0;
 }
 
-HEADWATER_HOST_DEVICE inline void write_plan(double gradient_squares, double loss, const float* schedule,
-                                             float* plan) {
+HEADWATER_HOST_DEVICE inline void write_plan(double gradient_squares, double loss, const double* schedule,
+                                             double* plan) {
   const double norm = sqrt(gradient_squares), max_norm = schedule[schedule_max_grad_norm];
   plan[plan_learning_rate] = schedule[schedule_learning_rate];
   plan[plan_correction1] = schedule[schedule_correction1];
   plan[plan_correction2] = schedule[schedule_correction2];
-  plan[plan_gradient_scale] = max_norm > 0.0 && norm > max_norm ? static_cast<float>(max_norm / norm) : 1.0f;
-  plan[plan_apply] = is_finite(loss) && is_finite(norm) ? 1.0f : 0.0f;
+  plan[plan_gradient_scale] = max_norm > 0.0 && norm > max_norm ? max_norm / norm : 1.0;
+  plan[plan_apply] = is_finite(loss) && is_finite(norm) ? 1.0 : 0.0;
 }
 
 }  // namespace headwater

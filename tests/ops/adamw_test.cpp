@@ -38,13 +38,13 @@ std::vector<Device> all_devices() {
 }
 
 /// The plan for these numbers, as to_vector.
-std::vector<float> planned(double squares, double loss, DType loss_dtype, const std::vector<float>& schedule,
-                           Device device) {
-  const Tensor plan = Tensor::zeros({5}, DType::f32, device);
+std::vector<double> planned(double squares, double loss, DType loss_dtype,
+                            const std::vector<double>& schedule, Device device) {
+  const Tensor plan = Tensor::zeros({5}, DType::f64, device);
   plan_update(Tensor::from_vector<double>({1}, {squares}).to(device),
               Tensor::from_vector<double>({}, {loss}).to(loss_dtype).to(device),
-              Tensor::from_vector<float>({4}, schedule).to(device), plan);
-  return plan.to_vector<float>();
+              Tensor::from_vector<double>({4}, schedule).to(device), plan);
+  return plan.to_vector<double>();
 }
 
 }  // namespace
@@ -117,8 +117,7 @@ TEST_CASE("adamw: a plan with equal numbers gives the bits of adamw_update") {
   for (const Device device : all_devices()) {
     for (const DType dtype : {DType::f32, DType::f64}) {
       if (device.is_cuda() && dtype == DType::f64) continue;
-      // These are the same in f32 and f64, the corrections, 2 and 4, too.
-      const float learning_rate = 0.013f, gradient_scale = 0.7f;
+      const double learning_rate = 0.013, gradient_scale = 0.7;
       const double beta1 = 0.5, beta2 = 0.75;
       for (const double weight_decay : {0.0, 0.1}) {
         INFO(to_string(device) << ", " << name_of(dtype) << ", weight decay " << weight_decay);
@@ -132,16 +131,15 @@ TEST_CASE("adamw: a plan with equal numbers gives the bits of adamw_update") {
                       .gradient_scale = gradient_scale});
         const AdamWConstants constants{
             .beta1 = beta1, .beta2 = beta2, .weight_decay = weight_decay, .learning_rate_scale = 0.3};
-        const auto plan = [&](float apply) {
-          return Tensor::from_vector<float>({5}, {learning_rate, 2.0f, 4.0f, gradient_scale, apply})
+        const auto plan = [&](double apply) {
+          return Tensor::from_vector<double>({5}, {learning_rate, 2.0, 4.0, gradient_scale, apply})
               .to(device);
         };
         adamw_update_planned(with_plan.value, with_plan.gradient, with_plan.m, with_plan.v, {}, constants,
-                             plan(1.0f));
+                             plan(1.0));
         CHECK(with_plan.contents() == plain.contents());
         CHECK(with_plan.contents() != before);
-        adamw_update_planned(skipped.value, skipped.gradient, skipped.m, skipped.v, {}, constants,
-                             plan(0.0f));
+        adamw_update_planned(skipped.value, skipped.gradient, skipped.m, skipped.v, {}, constants, plan(0.0));
         CHECK(skipped.contents() == before);
       }
     }
@@ -155,16 +153,16 @@ TEST_CASE("adamw: a plan clips by the norm, and applies nothing that is not fini
   for (const Device device : all_devices()) {
     for (const DType loss : {DType::f32, DType::f64}) {
       INFO(to_string(device) << ", loss in " << name_of(loss));
-      const std::vector<float> clipping{0.25f, 2.0f, 3.0f, 1.5f}, open{0.25f, 2.0f, 3.0f, 0.0f};
-      CHECK(planned(9.0, 1.0, loss, clipping, device) == std::vector<float>{0.25f, 2.0f, 3.0f, 0.5f, 1.0f});
-      CHECK(planned(9.0, 1.0, loss, open, device) == std::vector<float>{0.25f, 2.0f, 3.0f, 1.0f, 1.0f});
-      CHECK(planned(2.25, 1.0, loss, clipping, device) == std::vector<float>{0.25f, 2.0f, 3.0f, 1.0f, 1.0f});
-      CHECK(planned(0.0, 1.0, loss, clipping, device)[3] == 1.0f);
-      CHECK(planned(1.0, NAN, loss, clipping, device)[4] == 0.0f);
-      CHECK(planned(1.0, infinity, loss, clipping, device)[4] == 0.0f);
-      CHECK(planned(1.0, -infinity, loss, clipping, device)[4] == 0.0f);
-      CHECK(planned(NAN, 1.0, loss, clipping, device)[4] == 0.0f);
-      CHECK(planned(infinity, 1.0, loss, clipping, device)[4] == 0.0f);
+      const std::vector<double> clipping{0.25, 2.0, 3.0, 1.5}, open{0.25, 2.0, 3.0, 0.0};
+      CHECK(planned(9.0, 1.0, loss, clipping, device) == std::vector<double>{0.25, 2.0, 3.0, 0.5, 1.0});
+      CHECK(planned(9.0, 1.0, loss, open, device) == std::vector<double>{0.25, 2.0, 3.0, 1.0, 1.0});
+      CHECK(planned(2.25, 1.0, loss, clipping, device) == std::vector<double>{0.25, 2.0, 3.0, 1.0, 1.0});
+      CHECK(planned(0.0, 1.0, loss, clipping, device)[3] == 1.0);
+      CHECK(planned(1.0, NAN, loss, clipping, device)[4] == 0.0);
+      CHECK(planned(1.0, infinity, loss, clipping, device)[4] == 0.0);
+      CHECK(planned(1.0, -infinity, loss, clipping, device)[4] == 0.0);
+      CHECK(planned(NAN, 1.0, loss, clipping, device)[4] == 0.0);
+      CHECK(planned(infinity, 1.0, loss, clipping, device)[4] == 0.0);
     }
   }
 }
@@ -193,10 +191,10 @@ TEST_CASE("adamw: names what is wrong") {
   CHECK_THROWS_WITH(adamw_update(b.value, b.gradient, b.m, b.v, {}, b.value.to(DType::bf16)),
                     "adamw_update: bf16_copy is for a GPU; on the CPU there is none");
   CHECK_THROWS_WITH(adamw_update_planned(b.value, b.gradient, b.m, b.v, {}, {}, b.value),
-                    "adamw_update_planned: plan is f64 (3) on cpu; it must be f32 (5) on cpu");
-  const Tensor plan = Tensor::zeros({5}, DType::f32), schedule = Tensor::zeros({4}, DType::f32);
+                    "adamw_update_planned: plan is f64 (3) on cpu; it must be f64 (5) on cpu");
+  const Tensor plan = Tensor::zeros({5}, DType::f64), schedule = Tensor::zeros({4}, DType::f64);
   CHECK_THROWS_WITH(plan_update(schedule, plan, schedule, plan),
-                    "plan_update: gradient_squares is f32 (4) on cpu; it must be f64 (1) on cpu");
+                    "plan_update: gradient_squares is f64 (4) on cpu; it must be f64 (1) on cpu");
   CHECK_THROWS_WITH(plan_update(sum_of_squares_of(b.value), plan, schedule, plan),
                     "plan_update: loss has shape (5) on cpu; it must be one element on cpu");
   if (!has_cuda()) return;

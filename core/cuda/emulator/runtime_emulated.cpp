@@ -127,6 +127,10 @@ void fill_bytes(void* data, uint8_t value, int64_t size_bytes) {
   });
 }
 
+bool checks_every_launch() {
+  return false;
+}
+
 void synchronize() {
   refuse_while_recording("waiting for the device");
 }
