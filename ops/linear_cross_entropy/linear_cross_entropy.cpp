@@ -1,7 +1,5 @@
 #include "ops/linear_cross_entropy/linear_cross_entropy.h"
 
-#include <algorithm>
-
 #include "autograd/tape.h"
 #include "ops/check.h"
 #include "ops/linear_cross_entropy/linear_cross_entropy_kernels.h"
@@ -28,21 +26,23 @@ void check_arguments(const Variable& hidden, const Variable& weight, const Tenso
           op, targets.shape(), rows);
   require(options.row_block >= 0, "{}: row_block is {}; it must be >= 0", op, options.row_block);
   require(options.divisor >= 0, "{}: divisor is {}; it must be >= 0", op, options.divisor);
+  const Tensor& divisor = options.divisor_tensor;
+  require(!divisor.defined() || (divisor.shape() == Shape{} && divisor.dtype() == DType::i64 &&
+                                 divisor.device() == hidden.device() && options.divisor == 0),
+          "{}: divisor_tensor is {} {} on {}; it must be i64 () on {}, and divisor 0", op,
+          name_of(divisor.dtype()), divisor.shape(), to_string(divisor.device()), to_string(hidden.device()));
 }
 
-/// The number of targets that count. Throws for one outside the vocabulary.
-int64_t count_targets(const Tensor& targets, int64_t vocab_size) {
+/// Only of targets that the host can read: looking at a GPU's would wait for it.
+void check_targets(const Tensor& targets, int64_t vocab_size) {
+  if (!targets.device().is_cpu()) return;
   const int32_t* target = targets.data<int32_t>();
-  int64_t n_targets = 0;
   for (int64_t row = 0; row < targets.numel(); ++row) {
-    if (target[row] == ignored_target) continue;
-    require(target[row] >= 0 && target[row] < vocab_size,
+    require(target[row] == ignored_target || (target[row] >= 0 && target[row] < vocab_size),
             "linear_cross_entropy: the target of row {} is {}; it must be 0 to {}, or {} for a row that does "
             "not count",
             row, target[row], vocab_size - 1, ignored_target);
-    ++n_targets;
   }
-  return n_targets;
 }
 
 }  // namespace
@@ -57,22 +57,24 @@ LinearCrossEntropyOutput linear_cross_entropy(const Variable& hidden, const Vari
                                               const Tensor& targets,
                                               const LinearCrossEntropyOptions& options) {
   check_arguments(hidden, weight, targets, options);
-  const DType dtype = hidden.dtype();
+  check_targets(targets, weight.dim(0));
+  const DType loss_dtype = compute_dtype(hidden.dtype());
   const Device device = hidden.device();
   LinearCrossEntropyOutput output;
-  output.n_targets = count_targets(targets, weight.dim(0));
-  output.loss = Variable(Tensor::empty({}, dtype, device));
-  output.row_losses = Tensor::empty({targets.numel()}, dtype, device);
+  output.loss = Variable(Tensor::empty({}, loss_dtype, device));
+  output.row_losses = Tensor::empty({targets.numel()}, loss_dtype, device);
   output.row_correct = Tensor::empty({targets.numel()}, DType::u8, device);
+  output.n_targets = Tensor::empty({}, DType::i64, device);
   Tape* tape = Tape::recording({hidden, weight});
   const bool want_grad_hidden = tape != nullptr && hidden.requires_gradient();
   const bool want_grad_weight = tape != nullptr && weight.requires_gradient();
   const Tensor grad_hidden = want_grad_hidden ? empty_like(hidden.value()) : Tensor();
-  const Tensor grad_weight = want_grad_weight ? empty_like(weight.value()) : Tensor();
-  const int64_t divisor = options.divisor > 0 ? options.divisor : std::max<int64_t>(1, output.n_targets);
-  linear_cross_entropy_forward(
-      device, {hidden.value(), weight.value(), targets, output.loss.value(), output.row_losses,
-               output.row_correct, grad_hidden, grad_weight, options.row_block, divisor});
+  const Tensor grad_weight =
+      want_grad_weight ? Tensor::empty(weight.shape(), compute_dtype(weight.dtype()), device) : Tensor();
+  const Tensor divisor_tensor = options.divisor_tensor.defined() ? options.divisor_tensor : output.n_targets;
+  linear_cross_entropy_forward(device, {hidden.value(), weight.value(), targets, output.loss.value(),
+                                        output.row_losses, output.row_correct, output.n_targets, grad_hidden,
+                                        grad_weight, options.row_block, options.divisor, divisor_tensor});
 
   if (tape != nullptr) {
     tape->record(

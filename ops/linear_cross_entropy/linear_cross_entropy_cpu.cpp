@@ -107,7 +107,9 @@ void forward(const LinearCrossEntropyForwardArgs& args) {
   const bool want_gradient = args.grad_hidden.defined() || args.grad_weight.defined();
   const int64_t row_block =
       std::min(n_counted, args.row_block > 0 ? args.row_block : automatic_row_block(vocab_size, sizeof(T)));
-  const double divisor = static_cast<double>(args.divisor);
+  *args.n_targets.data<int64_t>() = n_counted;
+  const double divisor = static_cast<double>(
+      args.divisor > 0 ? args.divisor : std::max<int64_t>(1, *args.divisor_tensor.data<int64_t>()));
 
   args.row_losses.zero();
   args.row_correct.zero();

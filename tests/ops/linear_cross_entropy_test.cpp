@@ -30,7 +30,8 @@ Tensor random_targets(const Shape& shape, int64_t vocab_size, int64_t ignore_eve
 
 CheckedFunction loss_of(const Tensor& targets, const LinearCrossEntropyOptions& options = {}) {
   return [=](const std::vector<Variable>& inputs) {
-    return std::vector<Variable>{linear_cross_entropy(inputs[0], inputs[1], targets, options).loss};
+    const Tensor moved = targets.to(inputs[0].device());
+    return std::vector<Variable>{linear_cross_entropy(inputs[0], inputs[1], moved, options).loss};
   };
 }
 
@@ -48,7 +49,14 @@ Results run(const Tensor& hidden, const Tensor& weight, const Tensor& targets,
   const LinearCrossEntropyOutput output = linear_cross_entropy(h, w, targets, options);
   tape.backward(output.loss, scale);
   return {output.loss.value(),   output.row_losses,     output.row_correct,
-          h.gradient().tensor(), w.gradient().tensor(), output.n_targets};
+          h.gradient().tensor(), w.gradient().tensor(), output.n_targets.to_vector<int64_t>()[0]};
+}
+
+/// Where a test can run: the CPU, and the GPU or its emulation.
+std::vector<Device> devices() {
+  std::vector<Device> found{Device{}};
+  if (has_cuda()) found.push_back(parse_device("cuda"));
+  return found;
 }
 
 /// The definition, with all logits at once.
@@ -131,6 +139,71 @@ TEST_CASE("linear_cross_entropy: gradient matches finite differences at odd size
   }
 }
 
+TEST_CASE("linear_cross_entropy: f32 and bf16 on a GPU agree with f64") {
+  // Logits are read four at a time, by 32 threads for each 512, up to 512 threads; gradients overwrite them.
+  for (const int64_t vocab_size : {1, 3, 4, 5, 127, 128, 129, 511, 512, 513, 1030, 9001}) {
+    for (const int64_t d_model : {8, 9}) {
+      INFO("vocab_size " << vocab_size << ", d_model " << d_model);
+      // With a vocabulary of one the loss and its gradients are exactly 0, so that no rounding is small beside them.
+      const int64_t rows = 21;
+      const double tolerance = vocab_size == 1 ? 1e30 : 1e-5, bf16_tolerance = vocab_size == 1 ? 1e30 : 2e-2;
+      const std::vector<Tensor> inputs{random_tensor({rows, d_model}, 1),
+                                       random_tensor({vocab_size, d_model}, 2)};
+      const CheckedFunction all_rows = loss_of(random_targets({rows}, vocab_size));
+      const CheckedFunction some_rows =
+          loss_of(random_targets({rows}, vocab_size, 4), {.row_block = 10, .divisor = 50});
+      CHECK(check_cuda(all_rows, inputs, tolerance) == "");
+      CHECK(check_cuda(some_rows, inputs, tolerance) == "");
+      CHECK(check_cuda_bf16(all_rows, inputs, {0, 1}, bf16_tolerance) == "");
+      CHECK(check_cuda_bf16(some_rows, inputs, {0, 1}, bf16_tolerance) == "");
+    }
+  }
+}
+
+TEST_CASE("linear_cross_entropy: every result on a GPU agrees with f64, ignored rows hold what they like") {
+  if (!has_cuda()) return;
+  const Device cuda = parse_device("cuda");
+  for (const int64_t rows : {0, 1, 7, 100}) {
+    for (const int64_t ignore_every : {0, 1, 3}) {
+      INFO(rows << " rows, one in " << ignore_every << " ignored");
+      const Tensor hidden = random_tensor({rows, 12}, 1).to(DType::f32);
+      const Tensor weight = random_tensor({150, 12}, 2).to(DType::f32);
+      const Tensor targets = random_targets({rows}, 150, ignore_every);
+      for (int64_t row = 0; ignore_every > 0 && row < rows; row += ignore_every)
+        hidden.narrow(row, row + 1).fill(std::numeric_limits<double>::quiet_NaN());
+      const Results expected = run(hidden.to(DType::f64), weight.to(DType::f64), targets, {}, -4.0);
+      for (const int64_t row_block : {0, 16}) {
+        const Results results =
+            run(hidden.to(cuda), weight.to(cuda), targets.to(cuda), {.row_block = row_block}, -4.0);
+        check_equal(results, expected, 1e-5);
+      }
+    }
+  }
+}
+
+TEST_CASE("linear_cross_entropy: a target that does not exist makes the loss NaN on a GPU") {
+  if (!has_cuda()) return;
+  const Device cuda = parse_device("cuda");
+  const Tensor hidden = random_tensor({3, 8}, 1).to(DType::f32).to(cuda);
+  const Tensor weight = random_tensor({29, 8}, 2).to(DType::f32).to(cuda);
+  for (const int32_t wrong : {29, -2}) {
+    const Results results = run(hidden, weight, Tensor::from_vector<int32_t>({3}, {5, wrong, 28}).to(cuda));
+    CHECK(std::isnan(results.loss.to_vector<float>()[0]));
+    const std::vector<float> losses = results.row_losses.to_vector<float>();
+    CHECK((std::isfinite(losses[0]) && std::isnan(losses[1]) && std::isfinite(losses[2])));
+  }
+}
+
+TEST_CASE("linear_cross_entropy: a divisor in memory is the same as a number") {
+  const Tensor hidden = random_tensor({10, 7}, 1).to(DType::f32);
+  const Tensor weight = random_tensor({29, 7}, 2).to(DType::f32);
+  const Tensor targets = random_targets({10}, 29, 4), divisor = Tensor::full({}, 50, DType::i64);
+  for (const Device device : devices()) {
+    const Tensor h = hidden.to(device), w = weight.to(device), t = targets.to(device);
+    check_equal(run(h, w, t, {.divisor_tensor = divisor.to(device)}), run(h, w, t, {.divisor = 50}), 1e-30);
+  }
+}
+
 TEST_CASE("linear_cross_entropy: every entry of the Jacobian") {
   CHECK(check_jacobian(loss_of(random_targets({4}, 3, 3)),
                        {random_tensor({4, 2}, 1), random_tensor({3, 2}, 2)}) == "");
@@ -200,7 +273,9 @@ TEST_CASE("linear_cross_entropy: a weight tied to the embedding gathers both gra
   const Tensor tokens = random_targets({2, 50}, 29);
   const Tensor targets = random_targets({2, 50}, 29, 6);
   const CheckedFunction tied = [=](const std::vector<Variable>& inputs) {
-    return std::vector<Variable>{linear_cross_entropy(embedding(tokens, inputs[0]), inputs[0], targets).loss};
+    const Device device = inputs[0].device();
+    const Variable hidden = embedding(tokens.to(device), inputs[0]);
+    return std::vector<Variable>{linear_cross_entropy(hidden, inputs[0], targets.to(device)).loss};
   };
   CHECK(check_gradient(tied, {random_tensor({29, 7}, 1)}) == "");
 }
@@ -240,22 +315,28 @@ TEST_CASE("linear_cross_entropy: the first of several largest logits is the pred
   // Logits (0, 2, 2) in every row.
   const Tensor hidden = Tensor::full({3, 1}, 1.0, DType::f32);
   const Tensor weight = Tensor::from_vector<float>({3, 1}, {0, 2, 2});
-  const Results results = run(hidden, weight, Tensor::from_vector<int32_t>({3}, {0, 1, 2}));
-  CHECK(results.row_correct.to_vector<uint8_t>() == std::vector<uint8_t>{0, 1, 0});
+  const Tensor targets = Tensor::from_vector<int32_t>({3}, {0, 1, 2});
+  for (const Device device : devices()) {
+    const Results results = run(hidden.to(device), weight.to(device), targets.to(device));
+    CHECK(results.row_correct.to_vector<uint8_t>() == std::vector<uint8_t>{0, 1, 0});
+  }
 }
 
 TEST_CASE(
     "linear_cross_entropy: large logits do not overflow, and those that are not finite show in the loss") {
   const Tensor targets = Tensor::from_vector<int32_t>({1}, {1});
   const Tensor weight = Tensor::from_vector<float>({3, 1}, {-1, 1, 0.5f});
-  const auto loss_at = [&](float hidden) {
-    return *run(Tensor::from_vector<float>({1, 1}, {hidden}), weight, targets).loss.data<float>();
-  };
-  CHECK(loss_at(1e6f) == 0.0f);
-  CHECK(loss_at(-1e6f) == 2e6f);
-  CHECK_FALSE(std::isfinite(loss_at(std::numeric_limits<float>::infinity())));
-  CHECK_FALSE(std::isfinite(loss_at(-std::numeric_limits<float>::infinity())));
-  CHECK_FALSE(std::isfinite(loss_at(std::numeric_limits<float>::quiet_NaN())));
+  for (const Device device : devices()) {
+    const auto loss_at = [&](float value) {
+      const Tensor hidden = Tensor::from_vector<float>({1, 1}, {value});
+      return run(hidden.to(device), weight.to(device), targets.to(device)).loss.to_vector<float>()[0];
+    };
+    CHECK(loss_at(1e6f) == 0.0f);
+    CHECK(loss_at(-1e6f) == 2e6f);
+    CHECK_FALSE(std::isfinite(loss_at(std::numeric_limits<float>::infinity())));
+    CHECK_FALSE(std::isfinite(loss_at(-std::numeric_limits<float>::infinity())));
+    CHECK_FALSE(std::isfinite(loss_at(std::numeric_limits<float>::quiet_NaN())));
+  }
 }
 
 TEST_CASE("linear_cross_entropy: never holds the logits of all rows") {
@@ -319,6 +400,9 @@ TEST_CASE("linear_cross_entropy: names what is wrong") {
                     "linear_cross_entropy: row_block is -1; it must be >= 0");
   CHECK_THROWS_WITH(linear_cross_entropy(hidden, weight, targets, {.divisor = -2}),
                     "linear_cross_entropy: divisor is -2; it must be >= 0");
+  CHECK_THROWS_WITH(
+      linear_cross_entropy(hidden, weight, targets, {.divisor_tensor = Tensor::zeros({}, DType::i32)}),
+      "linear_cross_entropy: divisor_tensor is i32 () on cpu; it must be i64 () on cpu, and divisor 0");
   targets.data<int32_t>()[4] = 29;
   CHECK_THROWS_WITH(
       linear_cross_entropy(hidden, weight, targets),
