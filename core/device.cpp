@@ -30,7 +30,7 @@ Device parse_device(const std::string& text) {
 }
 
 void throw_no_cuda(const char* kernel) {
-  throw_machine_error("{}: this build of headwater has no CUDA kernels; use device: cpu", kernel);
+  throw_machine_error("{}: there is no CUDA kernel for it in this build; use device: cpu", kernel);
 }
 
 }  // namespace headwater

@@ -95,7 +95,7 @@ TrainingStep::TrainingStep(LanguageModel& model, const Tensor& moment1, const Te
   schedule_ = Tensor::zeros({4}, DType::f64, device_);
   plan_ = Tensor::zeros({5}, DType::f64, device_);
   square_sum_ = Tensor::zeros({1}, DType::f64, device_);
-  loss_weight_ = Tensor::zeros({}, loss_dtype, device_);
+  n_targets_ = Tensor::zeros({}, DType::i64, device_);
   loss_ = Tensor::zeros({}, loss_dtype, device_);
   const int64_t n_passes = config.accumulation();
   carried_.resize(n_passes);
@@ -129,13 +129,11 @@ void TrainingStep::start(const std::vector<Batch>& batches, double learning_rate
                          int64_t update) {
   step_ = step;
   stage(batches);
-  const double n_targets = static_cast<double>(std::max<int64_t>(1, count_targets(batches)));
-  inverse_n_targets_ = 1.0 / n_targets;
+  n_targets_.copy_from(Tensor::from_vector<int64_t>({}, {std::max<int64_t>(1, count_targets(batches))}));
   const OptimizerConfig& optimizer = config_.optimizer;
   schedule_.copy_from(Tensor::from_vector<double>(
       {4}, {learning_rate, adamw_correction(optimizer.betas[0], update),
             adamw_correction(optimizer.betas[1], update), optimizer.max_grad_norm}));
-  loss_weight_.copy_from(Tensor::full({}, inverse_n_targets_, loss_weight_.dtype()));
 
   if (use_graph_ && n_plain_steps_ == plain_steps_before_recording && !graph_) {
     graph_ = std::make_unique<cuda::Graph>(device_, [this] { run(); });
@@ -152,7 +150,7 @@ StepResult TrainingStep::finish() {
   constexpr int apply = 4;
   StepResult result;
   result.applied = plan_.to_vector<double>()[apply] != 0.0;
-  result.loss = loss_.to_vector<double>()[0] * inverse_n_targets_;
+  result.loss = loss_.to_vector<double>()[0];
   result.gradient_norm = std::sqrt(square_sum_.to_vector<double>()[0]);
   // A skipped step's states may hold the NaN that made it be skipped: the next one starts from those before.
   if (result.applied) carried_.swap(next_carried_);
@@ -177,9 +175,8 @@ void TrainingStep::run_pass(size_t pass) {
   Tape tape;
   LanguageModel::Hidden out = model_.forward(
       batch.tokens, batch.starts_fresh ? LanguageModelState{} : carried_[pass], batch.resets, options);
-  // The sum, weighted on the way back: the number of targets of all passes is then no argument of a kernel.
-  const Variable loss = model_.loss(out.hidden, batch.targets, {.divisor = 1}).loss;
-  tape.backward({loss}, {loss_weight_});
+  const Variable loss = model_.loss(out.hidden, batch.targets, {.divisor_tensor = n_targets_}).loss;
+  tape.backward(loss);
   add_in_place(loss_, loss.value());
   if (!config_.train.state_passing) return;
   for (MixerState& layer : out.state) {

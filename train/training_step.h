@@ -53,12 +53,11 @@ class TrainingStep {
 
   std::vector<Batch> batches_;  // where the kernels read them
   std::unique_ptr<Staging> staging_;
-  Tensor schedule_;     // (4): learning rate, the moments' corrections, longest gradient
-  Tensor loss_weight_;  // (): 1 / number of targets
-  Tensor loss_;         // (): sum over the targets
-  Tensor plan_;         // what plan_update makes of them
-  Tensor square_sum_;   // (1)
-  double inverse_n_targets_ = 0.0;
+  Tensor schedule_;    // (4): learning rate, the moments' corrections, longest gradient
+  Tensor n_targets_;   // (), i64: of all passes
+  Tensor loss_;        // (), written: the mean over them
+  Tensor square_sum_;  // (1), written: of the gradients
+  Tensor plan_;        // (5), written: what plan_update makes of these
   int64_t step_ = 0;
   int64_t n_plain_steps_ = 0;
   std::unique_ptr<cuda::Graph> graph_;
