@@ -18,6 +18,7 @@ struct BenchReport {
   int64_t peak_rss_bytes = 0;      ///< of the process, as the system counts it
   int64_t system_allocations = 0;  ///< while measuring, after the warm-up
   double gemm_share = 0.0;         ///< of the time of a step, in the GEMM library
+  double block_share = 0.0;        ///< likewise, in the matrix products of the engines' own micro-kernel
   double gemm_flops_per_second = 0.0;
   double peak_flops_per_second = 0.0;           ///< a large product, measured here
   std::map<std::string, ProfileEntry> kernels;  ///< seconds per measured step
