@@ -71,10 +71,14 @@ void* allocate_from_system(int64_t size_bytes) {
 }  // namespace
 
 Storage::~Storage() {
+  give_up();
+}
+
+void Storage::give_up() {
   if (owner_ || data_ == nullptr) return;
   Cache& c = cache();
   const std::lock_guard lock(c.mutex);
-  c.free_blocks[size_class_].push_back(data_);
+  c.free_blocks[size_class_].push_back(std::exchange(data_, nullptr));
   c.statistics.bytes_in_use -= class_size_bytes(size_class_);
 }
 
