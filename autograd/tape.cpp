@@ -97,4 +97,25 @@ std::vector<Variable> recompute(
   return outputs;
 }
 
+// What is recorded last runs first: passing the outputs' gradients on unchanged is the moment to fill the values.
+void recompute_values(const std::vector<Variable*>& outputs, const std::vector<Variable>& values,
+                      std::function<std::vector<Variable>()> function) {
+  Tape* tape = innermost;
+  if (tape == nullptr || !outputs.front()->requires_gradient()) return;
+  std::vector<Variable> made;
+  for (const Variable* output : outputs) made.push_back(output->without_value());
+  std::vector<Tensor> given_up;
+  for (const Variable& value : values) {
+    given_up.push_back(value.value());
+    given_up.back().give_up_memory();
+  }
+  const auto backward = [made, given_up,
+                         function = std::move(function)](const std::vector<Tensor>& grad_outputs) {
+    const std::vector<Variable> again = function();
+    for (size_t i = 0; i < given_up.size(); ++i) given_up[i].take_memory(again[i].value());
+    for (size_t i = 0; i < made.size(); ++i) made[i].add_gradient(grad_outputs[i]);
+  };
+  tape->record(outputs, backward);
+}
+
 }  // namespace headwater

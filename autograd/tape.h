@@ -68,4 +68,11 @@ std::vector<Variable> recompute(
     const std::function<std::vector<Variable>(const std::vector<Variable>&)>& function,
     const std::vector<Variable>& inputs);
 
+/// Does not keep `values` for the backward pass of the operator that made `outputs` from them: their memory is given
+/// back now, and filled again by `function`, which runs unrecorded before that operator's gradient does and must
+/// compute the same elements. For values that nobody else reads any more and that are cheap to compute from what is
+/// kept anyway. Must stand right behind the operator, and get all of its outputs; without a tape it does nothing.
+void recompute_values(const std::vector<Variable*>& outputs, const std::vector<Variable>& values,
+                      std::function<std::vector<Variable>()> function);
+
 }  // namespace headwater

@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "core/profile.h"
+
 namespace headwater {
 
 #ifdef __AVX512F__
@@ -130,6 +132,7 @@ void multiply_block(int64_t m, int64_t n, int64_t n_inner, LeftMatrix<T> left, c
                     int64_t right_step, bool accumulate, T* result, int64_t result_step,
                     Triangle triangle = Triangle::none) {
   using namespace matrix_block_detail;
+  const ProfileScope scope("multiply_block");
   for (int64_t i = 0; i < m; i += max_rows) {
     const int64_t rows = std::min<int64_t>(max_rows, m - i);
     const int64_t first = triangle == Triangle::left_upper ? i : 0;

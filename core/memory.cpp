@@ -159,16 +159,21 @@ MemoryLabel::~MemoryLabel() {
 }
 
 Storage::~Storage() {
+  give_up();
+}
+
+void Storage::give_up() {
   if (owner_ || data_ == nullptr) return;
   Cache& c = cache(device_);
   const std::lock_guard lock(c.mutex);
   const int64_t block_bytes = c.block_bytes(size_bytes_);
+  void* data = std::exchange(data_, nullptr);
   if (c.keeps_blocks()) {
-    (pool_ ? pool_->free_blocks : c.free_blocks)[size_class_].push_back(data_);
+    (pool_ ? pool_->free_blocks : c.free_blocks)[size_class_].push_back(data);
   } else if (pool_) {
-    pool_->held.emplace_back(data_, block_bytes);
+    pool_->held.emplace_back(data, block_bytes);
   } else {
-    c.give_to_system(data_, block_bytes);
+    c.give_to_system(data, block_bytes);
   }
   c.statistics.bytes_in_use -= block_bytes;
   c.bytes_by_label[label_] -= block_bytes;

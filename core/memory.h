@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <utility>
 
 #include "core/device.h"
 
@@ -67,6 +68,15 @@ class Storage {
   void* data() const { return data_; }
   int64_t size_bytes() const { return size_bytes_; }
   Device device() const { return device_; }
+
+  /// Returns the block to the cache before the last tensor goes; data() is nullptr from here on.
+  void give_up();
+  /// Exchanges blocks with `other`, of the same size and device.
+  void swap(Storage& other) {
+    std::swap(data_, other.data_);
+    std::swap(label_, other.label_);
+    std::swap(pool_, other.pool_);
+  }
 
  private:
   void* data_;

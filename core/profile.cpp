@@ -3,7 +3,7 @@
 namespace headwater {
 namespace {
 
-bool enabled = false;
+thread_local bool enabled = false;
 ProfileScope* innermost = nullptr;
 std::map<std::string, ProfileEntry> entries;
 

@@ -13,6 +13,7 @@ struct ProfileEntry {
   double seconds = 0.0;
 };
 
+/// For this thread, the one that drives the step: the others charge nothing.
 void set_profiling(bool enabled);
 bool profiling_enabled();
 /// Everything counted since the last reset, by name. Times are exclusive: a kernel that calls GEMM is not
@@ -20,8 +21,10 @@ bool profiling_enabled();
 std::map<std::string, ProfileEntry> profile_entries();
 void reset_profile();
 
-/// Charges the time between construction and destruction to `name`. Costs one branch when profiling is off.
-/// Only for the thread that drives the step.
+/// Charges the time between construction and destruction to `name`, on the thread that drives the step. That thread
+/// takes its part of every parallel loop, so what it spends in a piece of one (a product in an engine) is the piece's
+/// share of the time on the clock, with any number of threads; where it waits for the others, the loop's kernel is
+/// charged. Costs a call and a branch when profiling is off, about a tenth of a microsecond when it is on.
 class ProfileScope {
  public:
   explicit ProfileScope(const char* name) {

@@ -1,6 +1,7 @@
 #include "core/tensor.h"
 
 #include <cstring>
+#include <stdexcept>
 
 #include "core/cuda/runtime.h"
 #include "core/parallel.h"
@@ -72,6 +73,18 @@ void Tensor::check_type(DType requested) const {
   if (requested == dtype_) return;
   throw_input_error("a tensor of dtype {} and shape {} was read as {}", name_of(dtype_), shape_,
                     name_of(requested));
+}
+
+void Tensor::throw_given_up() const {
+  throw std::logic_error(fmt::format("a tensor of shape {} was read after it gave up its memory", shape_));
+}
+
+void Tensor::take_memory(const Tensor& source) const {
+  if (!source.is_sole_owner() || source.storage_->size_bytes() != storage_->size_bytes()) {
+    throw std::logic_error(
+        fmt::format("a tensor of shape {} cannot take the memory of one of shape {}", shape_, source.shape_));
+  }
+  storage_->swap(*source.storage_);
 }
 
 Tensor Tensor::reshape(const Shape& shape) const {

@@ -44,7 +44,11 @@ class Tensor {
     check_type(DTypeOf<T>::value);
     return reinterpret_cast<T*>(raw_data());
   }
-  void* raw_data() const { return storage_ ? static_cast<char*>(storage_->data()) + offset_bytes_ : nullptr; }
+  void* raw_data() const {
+    if (!storage_) return nullptr;
+    if (storage_->data() == nullptr && numel_ > 0) throw_given_up();
+    return static_cast<char*>(storage_->data()) + offset_bytes_;
+  }
 
   /// The same memory under another shape of equal size. Throws an input error if sizes differ.
   Tensor reshape(const Shape& shape) const;
@@ -65,12 +69,19 @@ class Tensor {
   void copy_from(const Tensor& source) const;
   /// True when no other handle shares the memory, so that it may be overwritten.
   bool is_sole_owner() const { return storage_ && storage_.use_count() == 1; }
+  /// Returns the memory to the cache while handles and views live on: a std::logic_error when an element is
+  /// read before take_memory().
+  void give_up_memory() const { storage_->give_up(); }
+  /// Fills a tensor that gave up its memory, all views with it, with that of `source`, which no other handle
+  /// may share, of the same size.
+  void take_memory(const Tensor& source) const;
   /// The elements in a vector, converted to T.
   template <class T>
   std::vector<T> to_vector() const;
 
  private:
   void check_type(DType requested) const;
+  [[noreturn]] void throw_given_up() const;
 
   std::shared_ptr<Storage> storage_;
   int64_t offset_bytes_ = 0;

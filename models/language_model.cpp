@@ -274,4 +274,15 @@ int64_t LanguageModel::state_size() const {
   return sum;
 }
 
+double LanguageModel::flops_per_token() const {
+  double flops = 0.0;
+  for (const Parameter& parameter : store_.parameters()) {
+    const bool is_lookup = parameter.variable == &embeddings_ && !config_.tie_embeddings;
+    if (parameter.attributes.is_matrix && !is_lookup)
+      flops += 2.0 * static_cast<double>(parameter.shape.numel());
+  }
+  for (const auto& block : blocks_) flops += block->mixer->flops_per_token();
+  return flops;
+}
+
 }  // namespace headwater

@@ -92,6 +92,9 @@ class LanguageModel {
   Device device() const { return store_.values().device(); }
   /// Numbers of recurrent state per sequence, all layers.
   int64_t state_size() const;
+  /// Floating-point operations of a forward per token: 2 for each element of a matrix (an embedding that is only looked up
+  /// has none), and those of the mixers. A training step has three times as many.
+  double flops_per_token() const;
 
  private:
   struct Block {

@@ -34,6 +34,9 @@ class Mixer {
   /// Numbers of state per sequence.
   virtual int64_t state_size() const = 0;
 
+  /// Floating-point operations of a forward for one token of a long sequence, besides the products with matrices.
+  virtual double flops_per_token() const = 0;
+
   /// A state that forward returned, in the authors' layout and under their names, differentiably: what golden
   /// cases record and other programs expect. Empty where nothing is published.
   virtual std::map<std::string, Variable> published_state(const MixerState& /*state*/) const { return {}; }

@@ -58,6 +58,10 @@ void TrainConfig::declare(Options& options) {
       .above(0);
 }
 
+DType parse_precision(const std::string& precision) {
+  return precision == "bf16" ? DType::bf16 : (precision == "f64" ? DType::f64 : DType::f32);
+}
+
 void OptimizerConfig::declare(Options& options) {
   options.real("learning_rate", &learning_rate, "peak of the learning rate").above(0);
   options.real_pair("betas", &betas, "AdamW: decay of the first and of the second moment")

@@ -7,6 +7,7 @@
 #include <optional>
 #include <string>
 
+#include "core/dtype.h"
 #include "core/options.h"
 #include "train/schedule.h"
 
@@ -37,6 +38,9 @@ struct TrainConfig {
 
   void declare(Options& options);
 };
+
+/// f32, bf16 or f64: what `precision` names.
+DType parse_precision(const std::string& precision);
 
 struct OptimizerConfig {
   double learning_rate = 3e-3;

@@ -31,10 +31,6 @@ constexpr uint64_t max_state_bytes = 1 << 20;
 constexpr int64_t vocabulary_multiple = 16;
 constexpr size_t steps_averaged = 20;
 
-DType parse_precision(const std::string& name) {
-  return name == "bf16" ? DType::bf16 : (name == "f64" ? DType::f64 : DType::f32);
-}
-
 std::atomic<int> stop_requests{0};
 
 extern "C" void on_stop_signal(int) {

@@ -1,8 +1,10 @@
 #include "models/mixers/mamba2.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 
+#include "autograd/tape.h"
 #include "ops/causal_conv1d/causal_conv1d.h"
 #include "ops/elementwise/elementwise.h"
 #include "ops/linear/linear.h"
@@ -161,18 +163,21 @@ MixerOutput Mamba2Mixer::forward(const Variable& x, const MixerState& state, con
   const Projections in = project(x);
 
   const Variable taps = conv1d_weight_.parameter_reshape({d_ssm_ + 2 * d_bc_, config_.d_conv});
-  const auto convolve = [&](const Variable& input, int64_t first_channel, size_t index) {
+  const auto convolve = [=, this](const Variable& input, int64_t first_channel, size_t index) {
     const int64_t end = first_channel + input.dim(2);
     return causal_conv1d(input, taps.parameter_rows(first_channel, end),
                          config_.conv_bias ? conv1d_bias_.parameter_rows(first_channel, end) : Variable(),
                          state.empty() ? Variable() : state[index], resets, {.state_length = config_.d_conv});
   };
-  const CausalConv1dOutput values = convolve(in.x, 0, 0);
-  const CausalConv1dOutput B = convolve(in.B, d_ssm_, 1);
-  const CausalConv1dOutput C = convolve(in.C, d_ssm_ + d_bc_, 2);
+  // What the convolutions give the engine is computed again in the backward: a pass over x instead of a
+  // kept tensor of its size. So is what the gate gives the output projection.
+  const auto convolve_all = [this, convolve, x = in.x, B = in.B, C = in.C] {
+    return std::array{convolve(x, 0, 0), convolve(B, d_ssm_, 1), convolve(C, d_ssm_ + d_bc_, 2)};
+  };
+  const auto [values, B, C] = convolve_all();
 
   const Shape group_shape{batch, length, config_.n_groups, config_.d_state};
-  const MatrixStateOutput mixed =
+  MatrixStateOutput mixed =
       ssd({.x = reshape(values.y, {batch, length, n_heads_, config_.head_dim}),
            .dt = in.dt,
            .A = negative_exp(A_log_),
@@ -184,19 +189,33 @@ MixerOutput Mamba2Mixer::forward(const Variable& x, const MixerState& state, con
            .resets = resets},
           {.limits = config_.dt_limit}, {.chunk_len = config_.chunk_len, .form = parse_form(config_.form)});
 
-  Variable y = reshape(mixed.y, {batch, length, d_ssm_});
-  y = config_.rmsnorm ? rms_norm(y, norm_weight_, in.z,
-                                 {.epsilon = norm_epsilon,
-                                  .n_groups = config_.norm_groups.value_or(config_.n_groups),
-                                  .norm_before_gate = config_.norm_before_gate})
-                      : silu_mul(in.z, y);
-  if (d_mlp_ > 0) y = concat_last(silu_mul(in.z0, in.x0), y);
-  return {linear(y, out_proj_weight_, out_proj_bias_),
-          {values.final_state, B.final_state, C.final_state, mixed.final_state}};
+  recompute_values({&mixed.y, &mixed.final_state}, {values.y, B.y, C.y}, [convolve_all] {
+    const auto again = convolve_all();
+    return std::vector{again[0].y, again[1].y, again[2].y};
+  });
+
+  const auto gate = [=, this, y = reshape(mixed.y, {batch, length, d_ssm_})] {
+    const Variable gated = config_.rmsnorm
+                               ? rms_norm(y, norm_weight_, in.z,
+                                          {.epsilon = norm_epsilon,
+                                           .n_groups = config_.norm_groups.value_or(config_.n_groups),
+                                           .norm_before_gate = config_.norm_before_gate})
+                               : silu_mul(in.z, y);
+    return d_mlp_ > 0 ? concat_last(silu_mul(in.z0, in.x0), gated) : gated;
+  };
+  const Variable gated = gate();
+  Variable y = linear(gated, out_proj_weight_, out_proj_bias_);
+  recompute_values({&y}, {gated}, [gate] { return std::vector{gate()}; });
+  return {y, {values.final_state, B.final_state, C.final_state, mixed.final_state}};
 }
 
 int64_t Mamba2Mixer::state_size() const {
   return (d_ssm_ + 2 * d_bc_) * config_.d_conv + d_ssm_ * config_.d_state;
+}
+
+double Mamba2Mixer::flops_per_token() const {
+  const int64_t Q = config_.chunk_len, N = config_.d_state, P = config_.head_dim;
+  return static_cast<double>(config_.n_groups * 2 * Q * N + n_heads_ * (Q * P + 4 * N * P));
 }
 
 std::map<std::string, Variable> Mamba2Mixer::published_state(const MixerState& state) const {

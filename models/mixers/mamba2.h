@@ -55,6 +55,8 @@ class Mamba2Mixer : public Mixer {
   /// (batch, n_heads, d_state, head_dim).
   MixerOutput forward(const Variable& x, const MixerState& state, const Tensor& resets) const override;
   int64_t state_size() const override;
+  /// Of the SSD alone: 2 Q N for each group, Q P + 4 N P for each head, with Q = chunk_len steps (Dao & Gu 2024, section 6).
+  double flops_per_token() const override;
   /// final_conv_state: (batch, channels of x, B and C, d_conv), final_ssm_state: (batch, n_heads, head_dim,
   /// d_state).
   std::map<std::string, Variable> published_state(const MixerState& state) const override;

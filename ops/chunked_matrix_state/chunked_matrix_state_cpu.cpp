@@ -185,24 +185,27 @@ void scale_state(T* state, int64_t size, T through) {
   for (int64_t i = 0; i < size; ++i) state[i] *= through;
 }
 
-/// weights = scores o L and, where given, grad_scores = grad_scores o L; zeros outside the live pairs.
+/// weights = scores o L and, where given, grad_scores = grad_scores o L; zeros outside the live pairs. Loops run
+/// over whole vectors; what they make of pairs that are not live, infinity maybe, is overwritten.
 template <class T>
 void weigh(const ChunkDecay<T>& decay, int64_t m, const T* scores, int64_t score_step, T* weights,
            T* grad_scores) {
   for (int64_t i = 0; i < m; ++i) {
     T* weight = weights + i * score_step;
     const T* score = scores + i * score_step;
-    const int64_t start = decay.segment_start[i];
-    std::fill(weight, weight + start, T{0});
-    decay.decay_row(i, start, i + 1, weight);
-    std::fill(weight + i + 1, weight + score_step, T{0});
+    const int64_t start = decay.segment_start[i], whole = padded<T>(i + 1);
+    decay.decay_row(i, 0, whole, weight);
+    const auto keep_live = [=](T* row) {
+      std::fill(row, row + start, T{0});
+      std::fill(row + i + 1, row + score_step, T{0});
+    };
     if (grad_scores != nullptr) {
       T* grad = grad_scores + i * score_step;
-      std::fill(grad, grad + start, T{0});
-      for (int64_t j = start; j <= i; ++j) grad[j] *= weight[j];
-      std::fill(grad + i + 1, grad + score_step, T{0});
+      for (int64_t j = 0; j < whole; ++j) grad[j] *= weight[j];
+      keep_live(grad);
     }
-    for (int64_t j = start; j <= i; ++j) weight[j] *= score[j];
+    for (int64_t j = 0; j < whole; ++j) weight[j] *= score[j];
+    keep_live(weight);
   }
 }
 
@@ -217,16 +220,18 @@ class ForwardHead {
         value_step_(padded<T>(sizes.d_value)),
         score_step_(padded<T>(sizes.chunk_len)),
         scratch_(sizes.d_key * value_step_ + sizes.chunk_len * (3 * value_step_ + score_step_) +
-                 ChunkDecay<T>::scratch_rows * score_step_),
+                 ChunkDecay<T>::scratch_rows * score_step_ + value_step_),
         state_(scratch_.take(sizes.d_key, value_step_)),
         values_(scratch_.take(sizes.chunk_len, value_step_)),
         decayed_values_(scratch_.take(sizes.chunk_len, value_step_)),
         result_(scratch_.take(sizes.chunk_len, value_step_)),
         weights_(scratch_.take(sizes.chunk_len, score_step_)),
+        skip_(scratch_.take(1, value_step_)),
         decay_(scratch_, sizes.chunk_len, segments_) {}
 
   /// All chunks of one head; `scores` are its group's.
   void run(const MatrixStateHead<T>& head, const T* scores) {
+    for (int64_t p = 0; p < sizes_.d_value; ++p) skip_[p] = head.skip_at(p);
     for (int64_t n = 0; n < sizes_.d_key; ++n) {
       for (int64_t p = 0; p < sizes_.d_value; ++p) {
         state_[n * value_step_ + p] = head.initial_state ? head.initial_state[n * sizes_.d_value + p] : T{0};
@@ -266,20 +271,14 @@ class ForwardHead {
       const T* v = head.v + (begin + i) * head.value_step;
       T* y = head.y + (begin + i) * head.value_step;
       const T* result = result_ + i * value_step_;
-      if (head.skip == nullptr) {
-        std::copy(result, result + sizes_.d_value, y);
-      } else if (head.skip_step == 0) {
-        for (int64_t p = 0; p < sizes_.d_value; ++p) y[p] = result[p] + head.skip[0] * v[p];
-      } else {
-        for (int64_t p = 0; p < sizes_.d_value; ++p) y[p] = result[p] + head.skip[p] * v[p];
-      }
+      for (int64_t p = 0; p < sizes_.d_value; ++p) y[p] = result[p] + skip_[p] * v[p];
     }
   }
 
   const ChunkSizes sizes_;
   const int64_t value_step_, score_step_;
   Scratch<T> scratch_;
-  T *state_, *values_, *decayed_values_, *result_, *weights_;
+  T *state_, *values_, *decayed_values_, *result_, *weights_, *skip_;
   std::vector<int64_t> segments_;
   ChunkDecay<T> decay_;
 };
@@ -299,11 +298,13 @@ void forward(const MatrixStateForwardArgs& args) {
 // ---- backward
 // ------------------------------------------------------------------------------------------------------
 
-/// Where the backward of one head puts its results. grad_q and grad_k are added to; the rest is written.
+/// Where the backward of one head puts its results: grad_q and grad_k are added to if `accumulate`, all else is
+/// written.
 template <class T>
 struct HeadGradients {
   const T* grad_y;
   const T* grad_final_state;  // nullptr: zero
+  bool accumulate;
   T *grad_q, *grad_k, *grad_v;
   T* grad_log_decay;              // (length), decay_step apart, or nullptr
   T* grad_value_scale;            // (length), scale_step apart, or nullptr
@@ -320,10 +321,10 @@ class BackwardHead {
         key_step_(padded<T>(sizes.d_key)),
         value_step_(padded<T>(sizes.d_value)),
         score_step_(padded<T>(sizes.chunk_len)),
-        scratch_((sizes.n_chunks + 1) * sizes.d_value * key_step_ + sizes.d_key * value_step_ +
+        states_(Tensor::empty({sizes.n_chunks, sizes.d_value, key_step_}, DTypeOf<T>::value)),
+        scratch_(sizes.d_value * key_step_ + sizes.d_key * value_step_ +
                  sizes.chunk_len * (4 * key_step_ + 5 * value_step_ + 2 * score_step_) +
-                 sizes.d_value * score_step_ + (ChunkDecay<T>::scratch_rows + 1) * score_step_),
-        states_(scratch_.take(sizes.n_chunks * sizes.d_value, key_step_)),
+                 sizes.d_value * score_step_ + (ChunkDecay<T>::scratch_rows + 1) * score_step_ + value_step_),
         grad_state_transposed_(scratch_.take(sizes.d_value, key_step_)),
         grad_state_(scratch_.take(sizes.d_key, value_step_)),
         query_buffer_(scratch_.take(sizes.chunk_len, key_step_)),
@@ -339,10 +340,12 @@ class BackwardHead {
         weights_(scratch_.take(sizes.chunk_len, score_step_)),
         grad_scores_(scratch_.take(sizes.chunk_len, score_step_)),
         column_sums_(scratch_.take(1, score_step_)),
+        skip_(scratch_.take(1, value_step_)),
         into_end_(sizes.chunk_len),
         decay_(scratch_, sizes.chunk_len, segments_) {}
 
   void run(const MatrixStateHead<T>& head, const T* scores, HeadGradients<T>& out) {
+    for (int64_t p = 0; p < sizes_.d_value; ++p) skip_[p] = head.skip_at(p);
     recompute_states(head);
     set_final_gradient(out);
     out.grad_skip.assign(sizes_.d_value, 0.0);
@@ -356,7 +359,7 @@ class BackwardHead {
   }
 
  private:
-  T* state_entering(int64_t chunk) const { return states_ + chunk * sizes_.d_value * key_step_; }
+  T* state_entering(int64_t chunk) const { return states_.data<T>() + chunk * sizes_.d_value * key_step_; }
 
   /// The chunk's decays, u = value_scale * v, and f u.
   void load_chunk(const MatrixStateHead<T>& head, int64_t begin, int64_t m) {
@@ -481,10 +484,11 @@ class BackwardHead {
       const int64_t t = begin + i;
       T* grad_q = out.grad_q + t * head.key_step;
       T* grad_k = out.grad_k + t * head.key_step;
-      for (int64_t n = 0; n < sizes_.d_key; ++n) {
-        grad_q[n] += grad_queries_[i * key_step_ + n];
-        grad_k[n] += grad_keys_[i * key_step_ + n];
-      }
+      const T *from_q = grad_queries_ + i * key_step_, *from_k = grad_keys_ + i * key_step_;
+      for (int64_t n = 0; n < sizes_.d_key; ++n)
+        grad_q[n] = out.accumulate ? grad_q[n] + from_q[n] : from_q[n];
+      for (int64_t n = 0; n < sizes_.d_key; ++n)
+        grad_k[n] = out.accumulate ? grad_k[n] + from_k[n] : from_k[n];
       const T* v = head.v + t * head.value_step;
       const T* grad_u = grad_values_ + i * value_step_;
       const T* g = out.grad_y + t * head.value_step;
@@ -493,25 +497,21 @@ class BackwardHead {
       if (out.grad_value_scale != nullptr) {
         out.grad_value_scale[t * head.scale_step] = dot_product(v, grad_u, sizes_.d_value);
       }
-      if (head.skip == nullptr) {
-        for (int64_t p = 0; p < sizes_.d_value; ++p) grad_v[p] = scale * grad_u[p];
-        continue;
-      }
-      for (int64_t p = 0; p < sizes_.d_value; ++p) {
-        grad_v[p] = scale * grad_u[p] + head.skip[p * head.skip_step] * g[p];
-        out.grad_skip[p] += static_cast<double>(g[p] * v[p]);
-      }
+      for (int64_t p = 0; p < sizes_.d_value; ++p) grad_v[p] = scale * grad_u[p] + skip_[p] * g[p];
+      double* grad_skip = out.grad_skip.data();
+      for (int64_t p = 0; p < sizes_.d_value; ++p) grad_skip[p] += static_cast<double>(g[p] * v[p]);
     }
   }
 
   const ChunkSizes sizes_;
   const int64_t key_step_, value_step_, score_step_;
+  const Tensor states_;  // (n_chunks, d_value, padded d_key), every element written before it is read
   Scratch<T> scratch_;
-  T *states_, *grad_state_transposed_, *grad_state_;
+  T *grad_state_transposed_, *grad_state_;
   T *query_buffer_, *key_buffer_, *grad_queries_, *grad_keys_;
   T *values_, *decayed_values_, *grad_output_buffer_, *decayed_grad_outputs_, *grad_values_,
       *values_transposed_;
-  T *weights_, *grad_scores_, *column_sums_;
+  T *weights_, *grad_scores_, *column_sums_, *skip_;
   std::vector<double> into_end_;  // of step i: sum over s < i of f[s] u[s].(dS'^T k[s])
   std::vector<int64_t> segments_;
   ChunkDecay<T> decay_;
@@ -581,8 +581,8 @@ void backward(const MatrixStateBackwardArgs& args) {
   const Tensor scores = all_scores<T>(args.forward, sizes);
   const int64_t score_size = sizes.n_chunks * sizes.chunk_len * padded<T>(sizes.chunk_len);
   const int64_t key_size = args.grad_q.numel();
-  const Tensor grad_q_parts = Tensor::zeros({tasks.parts, key_size}, args.grad_q.dtype());
-  const Tensor grad_k_parts = Tensor::zeros({tasks.parts, key_size}, args.grad_q.dtype());
+  const Tensor grad_q_parts = Tensor::empty({tasks.parts, key_size}, args.grad_q.dtype());
+  const Tensor grad_k_parts = Tensor::empty({tasks.parts, key_size}, args.grad_q.dtype());
   const bool decay_per_step = args.grad_log_decay.defined() && args.grad_log_decay.shape().n_axes() == 3;
   std::vector<double> decay_sums(sizes.batch * sizes.n_heads), skip_sums(decay_sums.size() * sizes.d_value);
 
@@ -601,6 +601,7 @@ void backward(const MatrixStateBackwardArgs& args) {
       HeadGradients<T> out{};
       out.grad_y = args.grad_y.data<T>() + value_offset;
       out.grad_final_state = at<T>(args.grad_final_state, state_offset);
+      out.accumulate = h > first;
       out.grad_q = grad_q_parts.data<T>() + key_offset;
       out.grad_k = grad_k_parts.data<T>() + key_offset;
       out.grad_v = args.grad_v.data<T>() + value_offset;
