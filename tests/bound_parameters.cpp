@@ -21,7 +21,7 @@ Variable bind_parameters(const ParameterStore& store, const std::vector<Variable
     *store.parameters()[i].variable = bound[i];
     is_wanted = is_wanted || values[i].requires_gradient();
   }
-  Variable zero(Tensor::zeros({1}, store.values().dtype()));
+  Variable zero(Tensor::zeros({1}, values.front().dtype(), values.front().device()));
   Tape* tape = is_wanted ? Tape::recording({bound.front()}) : nullptr;
   if (tape == nullptr) return zero;
   // The first node of the tape: its turn comes when all other gradients have arrived.

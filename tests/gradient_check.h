@@ -31,7 +31,8 @@ std::string check_cuda_bf16(const CheckedFunction& function, const std::vector<T
 /// Along random directions: cheap at any size. For random cotangents c of the outputs, compares <c, f(x + h
 /// u) - f(x - h u)> / 2h with <gradient, u>, one input at a time and all together. Returns "" or a text that
 /// names the input, both values and the error. All floating inputs must be f64; integer inputs are not
-/// varied. Then check_cuda, with `cuda_tolerance`.
+/// varied. Then check_cuda, with `cuda_tolerance`, unless that is cpu_only.
+inline constexpr double cpu_only = 0.0;
 std::string check_gradient(const CheckedFunction& function, const std::vector<Tensor>& inputs,
                            double tolerance = 1e-6, double cuda_tolerance = 1e-5);
 

@@ -77,7 +77,7 @@ struct TestMixer {
                                parameter.name == "init_states" || parameter.name == "in_proj.bias" ||
                                parameter.name == "out_proj.bias";
       const Tensor noise = random_tensor(parameter.shape, stream_id(parameter.name), is_constant ? 0.5 : 0.0);
-      add_in_place(parameter.variable->value(), noise.to(dtype));
+      add_in_place(parameter.value, noise.to(dtype));
     }
   }
 
@@ -174,7 +174,7 @@ TEST_CASE("mamba2: gradients of x and of all parameters match finite differences
       inputs.insert(inputs.begin(), random_tensor({2, length, d_model}, 1));
       const auto function = [&](const std::vector<Variable>& in) {
         const Variable zero = bind_parameters(test.store, {in.begin() + 1, in.end()});
-        const MixerOutput output = test.mixer->forward(in[0], {}, resets);
+        const MixerOutput output = test.mixer->forward(in[0], {}, resets.to(in[0].device()));
         std::vector<Variable> outputs{output.y, zero};
         outputs.insert(outputs.end(), output.state.begin(), output.state.end());
         return outputs;
@@ -189,7 +189,11 @@ TEST_CASE("mamba2: gradients of the incoming state match finite differences") {
   MixerState shapes = test.mixer->forward(Variable(random_tensor({2, 3, d_model}, 1)), {}, {}).state;
   std::vector<Tensor> inputs{random_tensor({2, 11, d_model}, 2)};
   for (size_t i = 0; i < shapes.size(); ++i) inputs.push_back(random_tensor(shapes[i].shape(), 10 + i));
+  const std::vector<Tensor> values = parameter_values(test.store);
   const auto function = [&](const std::vector<Variable>& in) {
+    std::vector<Variable> constants;
+    for (const Tensor& value : values) constants.emplace_back(value.to(in[0].dtype()).to(in[0].device()));
+    bind_parameters(test.store, constants);
     const MixerOutput output = test.mixer->forward(in[0], MixerState(in.begin() + 1, in.end()), {});
     std::vector<Variable> outputs{output.y};
     outputs.insert(outputs.end(), output.state.begin(), output.state.end());
