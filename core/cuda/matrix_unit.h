@@ -30,6 +30,41 @@ struct SharedMatrix {
   __device__ T get(int row, int column) const { return data[offset + row * row_step + column * column_step]; }
 };
 
+/// A matrix whose rows lie in a shared array one after another, `row_step` apart, each beginning at a multiple of 16
+/// bytes: bf16 then comes into the lanes by ldmatrix, 8 rows of 16 bytes at a time. Rows that are a multiple of 32 bytes
+/// and 16 bytes of padding long lie in different banks.
+template <class T>
+struct SharedRows;
+
+/// The transpose of such a matrix: its columns are the rows of the array.
+template <class T>
+struct SharedColumns {
+  using Element = T;
+  SharedArray<T> data;
+  int offset = 0;
+  int column_step = 0;
+
+  __device__ SharedColumns at(int row, int column) const {
+    return {data, offset + row + column * column_step, column_step};
+  }
+  __device__ T get(int row, int column) const { return data[offset + row + column * column_step]; }
+};
+
+template <class T>
+struct SharedRows {
+  using Element = T;
+  SharedArray<T> data;
+  int offset = 0;
+  int row_step = 0;
+
+  __device__ SharedRows at(int row, int column) const {
+    return {data, offset + row * row_step + column, row_step};
+  }
+  __device__ SharedColumns<T> transposed() const { return {data, offset, row_step}; }
+  __device__ T get(int row, int column) const { return data[offset + row * row_step + column]; }
+  __device__ void set(int row, int column, T value) const { data[offset + row * row_step + column] = value; }
+};
+
 struct FragmentC {
   float values[4];
 };
@@ -99,6 +134,26 @@ __device__ __forceinline__ void multiply_tf32(float (&c)[4], const uint32_t (&a)
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+/// Four blocks of 8 x 8 from shared memory, ldmatrix: lane l names row l % 8 of block l / 8 by the index of its first
+/// element, and gets of each block i, in words[i], elements (l / 4, 2 (l % 4)) and (l / 4, 2 (l % 4) + 1); of the
+/// blocks' transposes, if `transposed`.
+template <bool transposed>
+__device__ __forceinline__ void load_blocks(uint32_t (&words)[4], const SharedArray<BFloat16>& array,
+                                            int index) {
+  const unsigned from = static_cast<unsigned>(__cvta_generic_to_shared(array.address(index)));
+  if constexpr (transposed) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];\n"
+                 : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+                 : "r"(from)
+                 : "memory");
+  } else {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];\n"
+                 : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+                 : "r"(from)
+                 : "memory");
+  }
+}
+
 #else
 
 namespace emulator {
@@ -114,6 +169,24 @@ void multiply_on_matrix_unit(const Site& site, float (&c)[4], const uint32_t (&a
                              bool is_bf16);
 
 }  // namespace emulator
+
+template <bool transposed>
+void load_blocks(uint32_t (&words)[4], const SharedArray<BFloat16>& array, int index, HEADWATER_SITE) {
+  const Packed<BFloat16, 8> row = array.load<8>(index);
+  emulator::meet_warp({"load_blocks", file, line}, &row, &words[0], [](const auto& in, const auto& out) {
+    const auto element = [&](int block, int i, int j) -> uint32_t {
+      return static_cast<const Packed<BFloat16, 8>*>(in[8 * block + i])->values[j].bits;
+    };
+    for (int lane = 0; lane < 32; ++lane) {
+      const int g = lane / 4, t = lane % 4;
+      for (int block = 0; block < 4; ++block) {
+        static_cast<uint32_t*>(out[lane])[block] =
+            transposed ? element(block, 2 * t, g) | element(block, 2 * t + 1, g) << 16
+                       : element(block, g, 2 * t) | element(block, g, 2 * t + 1) << 16;
+      }
+    }
+  });
+}
 
 inline void multiply_bf16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], HEADWATER_SITE) {
   emulator::multiply_on_matrix_unit({"multiply (bf16)", file, line}, c, a, b, true);
@@ -135,7 +208,20 @@ __device__ inline MatrixUnit<BFloat16>::A load_a(const SharedMatrix<BFloat16>& m
   }
   return a;
 }
-__device__ inline MatrixUnit<float>::A load_a(const SharedMatrix<float>& matrix) {
+__device__ inline MatrixUnit<BFloat16>::A load_a(const SharedRows<BFloat16>& matrix) {
+  const int lane = lane_index(), row = lane % 8 + lane / 8 % 2 * 8, column = lane / 16 * 8;
+  MatrixUnit<BFloat16>::A a;
+  load_blocks<false>(a.words, matrix.data, matrix.offset + row * matrix.row_step + column);
+  return a;
+}
+__device__ inline MatrixUnit<BFloat16>::A load_a(const SharedColumns<BFloat16>& matrix) {
+  const int lane = lane_index(), row = lane / 8 % 2 * 8, column = lane % 8 + lane / 16 * 8;
+  MatrixUnit<BFloat16>::A a;
+  load_blocks<true>(a.words, matrix.data, matrix.offset + row + column * matrix.column_step);
+  return a;
+}
+template <class Matrix>
+__device__ inline MatrixUnit<float>::A load_a(const Matrix& matrix) {
   const int g = lane_index() / 4, t = lane_index() % 4;
   MatrixUnit<float>::A a;
 #pragma unroll
@@ -155,12 +241,34 @@ __device__ inline MatrixUnit<BFloat16>::B load_b(const SharedMatrix<BFloat16>& m
   }
   return b;
 }
-__device__ inline MatrixUnit<float>::B load_b(const SharedMatrix<float>& matrix) {
+template <class Matrix>
+__device__ inline MatrixUnit<float>::B load_b(const Matrix& matrix) {
   const int g = lane_index() / 4, t = lane_index() % 4;
   MatrixUnit<float>::B b;
 #pragma unroll
   for (int i = 0; i < 2; ++i) split_tf32(matrix.get(t + i * 4, g), b.big[i], b.small[i]);
   return b;
+}
+
+/// The top left depth x 16 of `matrix`, as two fragments.
+__device__ inline void load_b_pair(MatrixUnit<BFloat16>::B (&b)[2], const SharedRows<BFloat16>& matrix) {
+  const int lane = lane_index(), row = lane % 8 + lane / 8 % 2 * 8, column = lane / 16 * 8;
+  uint32_t words[4];
+  load_blocks<true>(words, matrix.data, matrix.offset + row * matrix.row_step + column);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) b[i / 2].words[i % 2] = words[i];
+}
+__device__ inline void load_b_pair(MatrixUnit<BFloat16>::B (&b)[2], const SharedColumns<BFloat16>& matrix) {
+  const int lane = lane_index(), row = lane / 8 % 2 * 8, column = lane % 8 + lane / 16 * 8;
+  uint32_t words[4];
+  load_blocks<false>(words, matrix.data, matrix.offset + row + column * matrix.column_step);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) b[i / 2].words[i % 2] = words[i];
+}
+template <class Matrix>
+__device__ inline void load_b_pair(MatrixUnit<float>::B (&b)[2], const Matrix& matrix) {
+  b[0] = load_b(matrix);
+  b[1] = load_b(matrix.at(0, 8));
 }
 
 /// c += a b.
@@ -202,6 +310,29 @@ struct WarpTile {
         const typename MatrixUnit<T>::A a_fragment = load_a(a.at(16 * m, k));
 #pragma unroll
         for (int n = 0; n < n_tiles; ++n) multiply(fragments[m][n], a_fragment, b_fragments[n]);
+      }
+    }
+  }
+
+  /// The same of SharedRows or SharedColumns, and only the first `columns` columns, a multiple of 16. n_tiles is even.
+  template <class MatrixA, class MatrixB>
+  __device__ void add_product(const MatrixA& a, const MatrixB& b, int depth, int columns) {
+    using Unit = MatrixUnit<typename MatrixA::Element>;
+    for (int k = 0; k < depth; k += Unit::depth) {
+      typename Unit::A a_fragments[m_tiles];
+#pragma unroll
+      for (int m = 0; m < m_tiles; ++m) a_fragments[m] = load_a(a.at(16 * m, k));
+#pragma unroll
+      for (int n = 0; n < n_tiles; n += 2) {
+        if (8 * n < columns) {
+          typename Unit::B b_fragments[2];
+          load_b_pair(b_fragments, b.at(k, 8 * n));
+#pragma unroll
+          for (int m = 0; m < m_tiles; ++m) {
+            multiply(fragments[m][n], a_fragments[m], b_fragments[0]);
+            multiply(fragments[m][n + 1], a_fragments[m], b_fragments[1]);
+          }
+        }
       }
     }
   }

@@ -35,11 +35,11 @@ void check_arguments(const MatrixStateInputs& in, const MatrixStateOptions& opti
       check_shape(op, "log_decay", in.log_decay, {batch, length, n_heads},
                   "(n_heads) or (batch, length, n_heads)");
     }
-    check_like(op, "log_decay", in.log_decay, in.q);
+    check_parameter(op, "log_decay", in.log_decay, in.q);
   }
   if (in.value_scale.defined()) {
     check_shape(op, "value_scale", in.value_scale, {batch, length, n_heads}, "(batch, length, n_heads)");
-    check_like(op, "value_scale", in.value_scale, in.q);
+    check_parameter(op, "value_scale", in.value_scale, in.q);
   }
   if (in.skip.defined()) {
     if (in.skip.shape().n_axes() == 1) {
@@ -47,12 +47,12 @@ void check_arguments(const MatrixStateInputs& in, const MatrixStateOptions& opti
     } else {
       check_shape(op, "skip", in.skip, {n_heads, d_value}, "(n_heads) or (n_heads, d_value)");
     }
-    check_like(op, "skip", in.skip, in.q);
+    check_parameter(op, "skip", in.skip, in.q);
   }
   if (in.initial_state.defined()) {
     check_shape(op, "initial_state", in.initial_state, {batch, n_heads, d_key, d_value},
                 "(batch, n_heads, d_key, d_value)");
-    check_like(op, "initial_state", in.initial_state, in.q);
+    check_parameter(op, "initial_state", in.initial_state, in.q);
   }
   check_resets(op, in.resets, batch, length);
 }
@@ -80,7 +80,7 @@ MatrixStateOutput chunked_matrix_state(const MatrixStateInputs& inputs, const Ma
   const Device device = inputs.q.device();
   const Shape state_shape{inputs.q.dim(0), inputs.v.dim(2), inputs.q.dim(3), inputs.v.dim(3)};
   Variable y(empty_like(inputs.v.value()));
-  Variable final_state(Tensor::empty(state_shape, inputs.q.dtype(), device));
+  Variable final_state(Tensor::empty(state_shape, compute_dtype(inputs.q.dtype()), device));
   const MatrixStateForwardArgs args{inputs.q.value(),
                                     inputs.k.value(),
                                     inputs.v.value(),

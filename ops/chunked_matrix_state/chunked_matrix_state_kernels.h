@@ -6,6 +6,7 @@
 
 namespace headwater {
 
+/// q, k, v, y and their gradients share a dtype; everything else is of the dtype of the arithmetic.
 struct MatrixStateForwardArgs {
   Tensor q, k;           // (batch, length, n_groups, d_key)
   Tensor v;              // (batch, length, n_heads, d_value)
@@ -29,17 +30,25 @@ struct MatrixStateBackwardArgs {
 };
 
 void chunked_matrix_state_forward_cpu(const MatrixStateForwardArgs& args);
+void chunked_matrix_state_forward_cuda(const MatrixStateForwardArgs& args);
 void chunked_matrix_state_backward_cpu(const MatrixStateBackwardArgs& args);
+void chunked_matrix_state_backward_cuda(const MatrixStateBackwardArgs& args);
 void recurrent_matrix_state_forward_cpu(const MatrixStateForwardArgs& args);
+void recurrent_matrix_state_forward_cuda(const MatrixStateForwardArgs& args);
 void recurrent_matrix_state_backward_cpu(const MatrixStateBackwardArgs& args);
+void recurrent_matrix_state_backward_cuda(const MatrixStateBackwardArgs& args);
 
 inline constexpr Kernel<MatrixStateForwardArgs> chunked_matrix_state_forward{
-    "chunked_matrix_state_forward", chunked_matrix_state_forward_cpu};
+    "chunked_matrix_state_forward", chunked_matrix_state_forward_cpu,
+    HEADWATER_CUDA(chunked_matrix_state_forward_cuda)};
 inline constexpr Kernel<MatrixStateBackwardArgs> chunked_matrix_state_backward{
-    "chunked_matrix_state_backward", chunked_matrix_state_backward_cpu};
+    "chunked_matrix_state_backward", chunked_matrix_state_backward_cpu,
+    HEADWATER_CUDA(chunked_matrix_state_backward_cuda)};
 inline constexpr Kernel<MatrixStateForwardArgs> recurrent_matrix_state_forward{
-    "recurrent_matrix_state_forward", recurrent_matrix_state_forward_cpu};
+    "recurrent_matrix_state_forward", recurrent_matrix_state_forward_cpu,
+    HEADWATER_CUDA(recurrent_matrix_state_forward_cuda)};
 inline constexpr Kernel<MatrixStateBackwardArgs> recurrent_matrix_state_backward{
-    "recurrent_matrix_state_backward", recurrent_matrix_state_backward_cpu};
+    "recurrent_matrix_state_backward", recurrent_matrix_state_backward_cpu,
+    HEADWATER_CUDA(recurrent_matrix_state_backward_cuda)};
 
 }  // namespace headwater

@@ -94,6 +94,28 @@ __global__ void multiply_tiles(const T* a, const T* b, float* c) {
   tile.for_each([&](int row, int column, float value) { c[row * 8 + column] = value; });
 }
 
+/// c (16 x 16) = a (16 x 16) b (16 x 16), one warp, each of a and b as rows or as columns of what is in shared memory.
+template <class T>
+__global__ void multiply_rows_and_columns(const T* a, const T* b, bool a_transposed, bool b_transposed,
+                                          float* c) {
+  constexpr int step = 16 + 16 / sizeof(T);
+  SharedMemory shared;
+  const SharedRows<T> a_rows{shared.array<T>(16 * step), 0, step},
+      b_rows{shared.array<T>(16 * step), 0, step};
+  for (int i = lane_index(); i < 256; i += 32) {
+    a_rows.set(a_transposed ? i % 16 : i / 16, a_transposed ? i / 16 : i % 16, a[i]);
+    b_rows.set(b_transposed ? i % 16 : i / 16, b_transposed ? i / 16 : i % 16, b[i]);
+  }
+  sync_block();
+  WarpTile<1, 2> tile;
+  tile.clear();
+  if (a_transposed && b_transposed) tile.add_product(a_rows.transposed(), b_rows.transposed(), 16, 16);
+  if (a_transposed && !b_transposed) tile.add_product(a_rows.transposed(), b_rows, 16, 16);
+  if (!a_transposed && b_transposed) tile.add_product(a_rows, b_rows.transposed(), 16, 16);
+  if (!a_transposed && !b_transposed) tile.add_product(a_rows, b_rows, 16, 16);
+  tile.for_each([&](int row, int column, float value) { c[row * 16 + column] = value; });
+}
+
 template <class Body>
 std::string mistake(const Body& body) {
   try {
@@ -249,6 +271,35 @@ TEST_CASE("matrix unit: products of tiles, bf16 exact, f32 to a few units of its
           size += std::abs(product);
         }
         CHECK(std::abs(result[row * 8 + column] - sum) <= 1e-6 * size);
+      }
+    }
+  }
+}
+
+TEST_CASE("matrix unit: rows and columns of shared memory, loaded by blocks of 8 x 8") {
+  std::vector<float> a(256), b(256);
+  for (int i = 0; i < 256; ++i) a[i] = static_cast<float>((i * 37) % 101 - 50);
+  for (int i = 0; i < 256; ++i) b[i] = static_cast<float>((i * 53) % 89 - 44);
+  const Tensor a_cpu = Tensor::from_vector<float>({16, 16}, a),
+               b_cpu = Tensor::from_vector<float>({16, 16}, b);
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    for (const bool a_transposed : {false, true}) {
+      for (const bool b_transposed : {false, true}) {
+        const Tensor at = a_cpu.to(dtype).to(gpu), bt = b_cpu.to(dtype).to(gpu);
+        const Tensor c = Tensor::empty({16, 16}, DType::f32, gpu);
+        dispatch_cuda(dtype, "test", [&](auto element) {
+          using T = decltype(element);
+          launch("multiply_rows_and_columns", multiply_rows_and_columns<T>,
+                 {.block = 32, .shared_bytes = 2 * shared_bytes<T>(16 * (16 + 16 / sizeof(T)))}, at.data<T>(),
+                 bt.data<T>(), a_transposed, b_transposed, c.data<float>());
+        });
+        // Small integers: every product and sum is exact.
+        std::vector<float> expected(256, 0.0f);
+        for (int i = 0; i < 256; ++i) {
+          for (int k = 0; k < 16; ++k) expected[i] += a[i / 16 * 16 + k] * b[k * 16 + i % 16];
+        }
+        INFO(name_of(dtype) << ", transposed " << a_transposed << b_transposed);
+        CHECK(c.to_vector<float>() == expected);
       }
     }
   }

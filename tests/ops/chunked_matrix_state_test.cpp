@@ -2,6 +2,9 @@
 
 #include "autograd/tape.h"
 #include "core/parallel.h"
+#if defined(HEADWATER_EMULATED)
+#include "core/cuda/emulator/emulator.h"
+#endif
 #include "tests/catch.h"
 #include "tests/gradient_check.h"
 #include "tests/sequences.h"
@@ -47,7 +50,7 @@ MatrixStateInputs as_inputs(const std::vector<Variable>& in, const Tensor& reset
 
 CheckedFunction with(const Tensor& resets, const MatrixStateOptions& options) {
   return [=](const std::vector<Variable>& in) {
-    const MatrixStateOutput out = chunked_matrix_state(as_inputs(in, resets), options);
+    const MatrixStateOutput out = chunked_matrix_state(as_inputs(in, resets.to(in[0].device())), options);
     return std::vector<Variable>{out.y, out.final_state};
   };
 }
@@ -61,23 +64,29 @@ struct Results {
   std::vector<Tensor> outputs, gradients;
 };
 
-Results run(const std::vector<Tensor>& inputs, DType dtype, const Tensor& resets,
-            const MatrixStateOptions& options) {
+Results run(const std::vector<Tensor>& inputs, const Tensor& resets, const MatrixStateOptions& options) {
   std::vector<Variable> leaves;
-  for (const Tensor& input : inputs)
-    leaves.push_back(input.defined() ? Variable::leaf(input.to(dtype)) : Variable());
+  for (const Tensor& input : inputs) leaves.push_back(input.defined() ? Variable::leaf(input) : Variable());
   Tape tape;
   const std::vector<Variable> outputs = with(resets, options)(leaves);
   Results results;
   std::vector<Tensor> cotangents;
   for (size_t i = 0; i < outputs.size(); ++i) {
     results.outputs.push_back(outputs[i].value());
-    cotangents.push_back(random_tensor(outputs[i].shape(), 50 + i).to(dtype));
+    cotangents.push_back(
+        random_tensor(outputs[i].shape(), 50 + i).to(outputs[i].dtype()).to(outputs[i].device()));
   }
   tape.backward(outputs, cotangents);
   for (const Variable& leaf : leaves)
     results.gradients.push_back(leaf.defined() ? leaf.gradient().tensor() : Tensor());
   return results;
+}
+
+Results run(const std::vector<Tensor>& inputs, DType dtype, const Tensor& resets,
+            const MatrixStateOptions& options) {
+  std::vector<Tensor> converted;
+  for (const Tensor& input : inputs) converted.push_back(input.defined() ? input.to(dtype) : Tensor());
+  return run(converted, resets, options);
 }
 
 double worst_error(const Results& a, const Results& b) {
@@ -205,6 +214,133 @@ TEST_CASE("chunked_matrix_state: bits do not depend on the number of threads") {
   set_n_threads(before);
   CHECK(worst_error(one, three) == 0.0);
 }
+
+// ---- on a GPU, or its emulation. check_gradient above runs there too; these are the borders of its kernels' tiles.
+
+namespace {
+
+/// Which inputs of inputs_of may be bf16.
+const std::vector<size_t> sequences{0, 1, 2};
+
+Tensor resets_at(int64_t batch, int64_t length, const std::vector<int64_t>& starts) {
+  const Tensor resets = Tensor::zeros({batch, length}, DType::i32);
+  for (const int64_t start : starts) {
+    if (start < length) resets.data<int32_t>()[(batch - 1) * length + start] = 1;
+  }
+  return resets;
+}
+
+}  // namespace
+
+TEST_CASE("chunked_matrix_state on a GPU: lengths around a tile, resets on its borders") {
+  for (const int64_t length : {15, 16, 17, 63, 64, 65, 129}) {
+    const Case c{2, length, 1, 2, 20, 10, Decay::per_step, 0.3};
+    INFO("length " << length);
+    CHECK(check_cuda(with({}, chunked(64)), inputs_of(c)) == "");
+    const Tensor resets = resets_at(2, length, {0, 15, 16, 63, 64, 65, 128});
+    CHECK(check_cuda(with(resets, chunked(64)), inputs_of(c)) == "");
+    CHECK(check_cuda_bf16(with(resets, chunked(64)), inputs_of(c), sequences) == "");
+  }
+}
+
+TEST_CASE("chunked_matrix_state on a GPU: any chunk length") {
+  const Case c{1, 100, 2, 4, 8, 8, Decay::per_step, 0.5};
+  const Tensor resets = random_resets(1, 100, 0.05);
+  for (const int64_t chunk_len : {1, 2, 16, 31, 64, 100}) {
+    INFO("chunk_len " << chunk_len);
+    CHECK(check_cuda(with(resets, chunked(chunk_len)), inputs_of(c)) == "");
+    CHECK(check_cuda_bf16(with(resets, chunked(chunk_len)), inputs_of(c), sequences) == "");
+  }
+}
+
+TEST_CASE("chunked_matrix_state on a GPU: more channels than a tile has") {
+  for (const auto& [d_key, d_value] : {std::pair<int64_t, int64_t>{150, 70}, {64, 128}, {129, 8}, {3, 130}}) {
+    const Case c{1, 70, 1, 2, d_key, d_value, Decay::per_step, 0.2};
+    INFO("d_key " << d_key << ", d_value " << d_value);
+    CHECK(check_cuda(with({}, chunked(64)), inputs_of(c)) == "");
+    CHECK(check_cuda_bf16(with({}, chunked(64)), inputs_of(c), sequences) == "");
+    CHECK(check_cuda_bf16(with({}, recurrent), inputs_of(c), sequences) == "");
+  }
+}
+
+TEST_CASE("chunked_matrix_state on a GPU: shorter tiles, then the recurrence, where shared memory ends") {
+  for (const int64_t d_key : {400, 700, 1500}) {
+    const Case c{1, 40, 1, 1, d_key, 5, Decay::per_step, 0.2};
+    INFO("d_key " << d_key);
+    CHECK(check_cuda(with({}, chunked(64)), inputs_of(c)) == "");
+  }
+}
+
+TEST_CASE("chunked_matrix_state on a GPU: strong decays beside weak ones") {
+  // The decay's gradient is judged against its largest entry; outputs too.
+  const Case c{1, 130, 1, 2, 16, 16, Decay::per_step, 100.0};
+  std::vector<Tensor> inputs = inputs_of(c);
+  for (int64_t i = 0; i < inputs[3].numel(); i += 3) inputs[3].data<double>()[i] = -1e-4;
+  CHECK(check_cuda(with({}, chunked(64)), inputs) == "");
+  CHECK(check_cuda(with({}, recurrent), inputs) == "");
+}
+
+TEST_CASE(
+    "chunked_matrix_state on a GPU: each kind of decay and skip, inputs left out, either output alone") {
+  for (const Decay decay : {Decay::none, Decay::constant, Decay::per_step}) {
+    for (const bool recurrent_form : {false, true}) {
+      const Case c{2, 70, 3, 6, 5, 7, decay, 0.2};
+      const MatrixStateOptions options = recurrent_form ? recurrent : chunked(64);
+      std::vector<Tensor> inputs = inputs_of(c);
+      INFO("decay " << static_cast<int>(decay) << ", recurrent " << recurrent_form);
+      CHECK(check_cuda(with({}, options), inputs) == "");
+      inputs[5] = random_tensor({6}, 6);
+      inputs[6] = Tensor();
+      CHECK(check_cuda(with(random_resets(2, 70, 0.02), options), inputs) == "");
+      inputs[4] = inputs[5] = Tensor();
+      CHECK(check_cuda(with({}, options), inputs) == "");
+      inputs = inputs_of(c);
+      for (const int output : {0, 1}) {
+        const CheckedFunction one = [&](const std::vector<Variable>& in) {
+          return std::vector<Variable>{with({}, options)(in)[output]};
+        };
+        CHECK(check_cuda(one, inputs) == "");
+      }
+    }
+  }
+}
+
+TEST_CASE("chunked_matrix_state on a GPU: a group's heads in two parts, of two heads and of one") {
+  const Case c{1, 512, 1, 3, 2, 2, Decay::per_step, 0.1};
+  CHECK(check_cuda(with({}, chunked(1)), inputs_of(c)) == "");
+}
+
+TEST_CASE("chunked_matrix_state on a GPU: decoding") {
+  for (const int64_t length : {1, 3}) {
+    const Case c{3, length, 1, 4, 40, 36, Decay::per_step, 0.5};
+    CHECK(check_cuda_bf16(with({}, recurrent), inputs_of(c), sequences) == "");
+  }
+}
+
+TEST_CASE("chunked_matrix_state: bf16 keeps states and decays in f32") {
+  std::vector<Variable> in;
+  for (const Tensor& input : inputs_of({1, 5, 1, 2, 3, 4})) in.emplace_back(input.to(DType::bf16));
+  CHECK_THROWS_WITH(chunked_matrix_state(as_inputs(in, {})),
+                    "chunked_matrix_state: log_decay is bf16; beside bf16 arguments it must be f32");
+}
+
+#if defined(HEADWATER_EMULATED)
+TEST_CASE("chunked_matrix_state on a GPU: the same bits in whatever order threads and blocks run") {
+  const Case c{2, 100, 1, 4, 20, 12, Decay::per_step, 0.3};
+  const std::vector<Tensor> inputs = inputs_of(c);
+  for (const MatrixStateOptions& options : {chunked(64), chunked(16), recurrent}) {
+    const auto with_seed = [&](uint64_t seed) {
+      emulator::set_seed(seed);
+      std::vector<Tensor> on_gpu;
+      for (size_t i = 0; i < inputs.size(); ++i) {
+        on_gpu.push_back(inputs[i].to(i < 3 ? DType::bf16 : DType::f32).to(parse_device("cuda")));
+      }
+      return run(on_gpu, resets_at(2, 100, {64, 70}), options);
+    };
+    CHECK(worst_error(with_seed(1), with_seed(2)) == 0.0);
+  }
+}
+#endif
 
 TEST_CASE("chunked_matrix_state: names what is wrong") {
   std::vector<Variable> in;
