@@ -89,7 +89,8 @@ TEST_CASE("README: every file and function of the tour is in the source tree") {
   // In the order of the text: `folder/file.cpp`, then `function()` or `Class::function()` in that file.
   for (const std::string& quoted : all_between(tour, "`", "`")) {
     INFO("`" << quoted << "` after `" << path << "`");
-    if (quoted.find('/') != std::string::npos && (ends_with(quoted, ".cpp") || ends_with(quoted, ".h"))) {
+    if (quoted.find("/") != std::string::npos &&
+        (ends_with(quoted, ".cpp") || ends_with(quoted, ".h") || ends_with(quoted, ".cu"))) {
       path = quoted;
       REQUIRE(path_exists(source_folder / path));
       source = text_of(source_folder / path);
