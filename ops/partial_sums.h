@@ -21,6 +21,11 @@ struct CudaRowBlocks {
   int64_t rows, rows_per_block, n_blocks;
 };
 
+/// How many warps a block may have if each needs so much shared memory: a power of two up to `most`, so that two blocks
+/// fit a multiprocessor where that leaves more than one warp. Throws an input error that names `op` and its `channels` if
+/// one warp's do not fit.
+int warps_that_fit(const char* op, int most, int64_t bytes_per_warp, int64_t channels);
+
 /// target[j] (+)= sum over blocks of partials[block, j], in an order that n_blocks decides.
 ///
 /// Shapes   partials: f32 (n_blocks, width)   target: f32, width elements. An undefined target is not wanted.

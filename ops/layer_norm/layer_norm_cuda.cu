@@ -15,8 +15,6 @@ namespace {
 
 constexpr int forward_warps = 4;
 constexpr int most_backward_warps = 8;
-// So that two blocks of the backward fit a multiprocessor.
-constexpr int64_t shared_bytes_wanted = 96 << 10;
 
 /// One warp a row.
 template <class T, int N>
@@ -53,13 +51,6 @@ __global__ void forward(const T* x, const float* weight, const float* bias, T* y
     means[row] = mean;
     inverse_stds[row] = r;
   }
-}
-
-template <int N>
-__device__ void add_to_shared(const SharedArray<float>& sums, int index, const float (&values)[N]) {
-  Packed<float, N> sum = sums.load<N>(index);
-  for (int i = 0; i < N; ++i) sum.values[i] += values[i];
-  sums.store(index, sum);
 }
 
 /// One block a stretch of rows, every n_warps-th of them a warp's. Shared: each warp's sums of the gradients of weight
@@ -122,17 +113,6 @@ __global__ void backward(const T* x, const float* weight, const float* means, co
   }
 }
 
-int64_t backward_shared_bytes(int64_t n_warps, int64_t d) {
-  return 2 * shared_bytes<float>(n_warps * d);
-}
-
-/// As many warps as shared_bytes_wanted allows, at least one.
-int64_t backward_warps(int64_t d) {
-  int64_t n_warps = most_backward_warps;
-  while (n_warps > 1 && backward_shared_bytes(n_warps, d) > shared_bytes_wanted) n_warps /= 2;
-  return n_warps;
-}
-
 }  // namespace
 
 void layer_norm_forward_cuda(const LayerNormForwardArgs& args) {
@@ -153,11 +133,9 @@ void layer_norm_forward_cuda(const LayerNormForwardArgs& args) {
 
 void layer_norm_backward_cuda(const LayerNormBackwardArgs& args) {
   const CudaRowBlocks blocks(rows_of(args.x.shape()));
-  const int64_t d = args.x.dim(-1), n_warps = backward_warps(d);
-  const int64_t available = cuda::properties().shared_bytes_per_block;
-  require(backward_shared_bytes(n_warps, d) <= available,
-          "layer_norm: {} channels are too many for the gradient on this GPU; at most {}", d,
-          available / static_cast<int64_t>(2 * sizeof(float)));
+  const int64_t d = args.x.dim(-1);
+  const int64_t bytes_per_warp = 2 * shared_bytes<float>(d);
+  const int n_warps = warps_that_fit("layer_norm", most_backward_warps, bytes_per_warp, d);
   const Tensor weight_partials = Tensor::empty({blocks.n_blocks, d}, DType::f32, args.x.device());
   const Tensor bias_partials = empty_like(weight_partials);
   dispatch_cuda(args.x.dtype(), "layer_norm", [&](auto element) {
@@ -167,8 +145,8 @@ void layer_norm_backward_cuda(const LayerNormBackwardArgs& args) {
     dispatch_packing(packed, [&](auto n) {
       launch("layer_norm_backward", backward<T, n>,
              {.grid = {blocks.n_blocks},
-              .block = static_cast<int>(n_warps) * warp_size,
-              .shared_bytes = backward_shared_bytes(n_warps, d)},
+              .block = n_warps * warp_size,
+              .shared_bytes = n_warps * bytes_per_warp},
              args.x.data<T>(), args.weight.data<float>(), args.mean.data<float>(),
              args.inverse_std.data<float>(), args.grad_y.data<T>(), args.grad_x.data<T>(),
              weight_partials.data<float>(), bias_partials.data<float>(), blocks.rows, blocks.rows_per_block,
