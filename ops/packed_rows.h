@@ -55,7 +55,8 @@ __device__ __forceinline__ void store_floats(T* to, const float (&values)[n]) {
 
 /// sums[index + i] += values[i]; index is a multiple of N.
 template <int N>
-__device__ __forceinline__ void add_to_shared(const SharedArray<float>& sums, int index, const float (&values)[N]) {
+__device__ __forceinline__ void add_to_shared(const SharedArray<float>& sums, int index,
+                                              const float (&values)[N]) {
   Packed<float, N> sum = sums.load<N>(index);
   for (int i = 0; i < N; ++i) sum.values[i] += values[i];
   sums.store(index, sum);

@@ -31,7 +31,8 @@ __global__ void sum_partials(const float* partials, int64_t n_blocks, int64_t wi
 int warps_that_fit(const char* op, int most, int64_t bytes_per_warp, int64_t channels) {
   const int64_t available = cuda::properties().shared_bytes_per_block;
   require(bytes_per_warp <= available,
-          "{}: {} channels are too many for the gradient on this GPU, whose blocks have {} bytes of shared memory; {} "
+          "{}: {} channels are too many for the gradient on this GPU, whose blocks have {} bytes of shared "
+          "memory; {} "
           "are needed",
           op, channels, available, bytes_per_warp);
   int n_warps = most;

@@ -13,6 +13,7 @@ void check_arguments(const Variable& x, const Variable& weight, const Variable& 
                      const Variable& initial_state, const Tensor& resets,
                      const CausalConv1dOptions& options) {
   require(x.shape().n_axes() == 3, "{}: x has shape {}; it must be (batch, length, channels)", op, x.shape());
+  require(x.dim(1) >= 1, "{}: length is 0; a sequence has at least one step", op);
   const int64_t channels = x.dim(2);
   require(weight.shape().n_axes() == 2 && weight.dim(0) == channels && weight.dim(1) >= 1,
           "{}: weight has shape {}; it must be (channels, d_conv) with channels = {}", op, weight.shape(),

@@ -143,14 +143,12 @@ void layer_norm_backward_cuda(const LayerNormBackwardArgs& args) {
     const bool packed = can_pack(
         d, {args.x.raw_data(), args.weight.raw_data(), args.grad_y.raw_data(), args.grad_x.raw_data()});
     dispatch_packing(packed, [&](auto n) {
-      launch("layer_norm_backward", backward<T, n>,
-             {.grid = {blocks.n_blocks},
-              .block = n_warps * warp_size,
-              .shared_bytes = n_warps * bytes_per_warp},
-             args.x.data<T>(), args.weight.data<float>(), args.mean.data<float>(),
-             args.inverse_std.data<float>(), args.grad_y.data<T>(), args.grad_x.data<T>(),
-             weight_partials.data<float>(), bias_partials.data<float>(), blocks.rows, blocks.rows_per_block,
-             d);
+      launch(
+          "layer_norm_backward", backward<T, n>,
+          {.grid = {blocks.n_blocks}, .block = n_warps * warp_size, .shared_bytes = n_warps * bytes_per_warp},
+          args.x.data<T>(), args.weight.data<float>(), args.mean.data<float>(),
+          args.inverse_std.data<float>(), args.grad_y.data<T>(), args.grad_x.data<T>(),
+          weight_partials.data<float>(), bias_partials.data<float>(), blocks.rows, blocks.rows_per_block, d);
     });
   });
   sum_partials_cuda(weight_partials, args.grad_weight, args.accumulate_weight);

@@ -79,8 +79,8 @@ struct BackwardPointers {
 
 /// The gradients of channels [j, j + N) of a row, once the mean of g weight v over their group is known.
 template <int N, class X, class Y>
-__device__ void write_gradients(const BackwardPointers<X, Y>& at, int64_t offset, int64_t j, bool norm_before_gate,
-                                float r, float mean) {
+__device__ void write_gradients(const BackwardPointers<X, Y>& at, int64_t offset, int64_t j,
+                                bool norm_before_gate, float r, float mean) {
   float v[N], w[N], given[N], gates[N];
   load_values(at.x + offset + j, at.gate != nullptr ? at.gate + offset + j : nullptr, norm_before_gate, v);
   load_floats(at.weight + j, w);
@@ -115,7 +115,8 @@ __global__ void backward(BackwardPointers<X, Y> at, float* partials, Sizes sizes
   const bool gate_last = at.gate != nullptr && sizes.norm_before_gate;
   const int group_size = static_cast<int>(sizes.group_size), step = warp_size * N;
   for (int begin = 0; begin < width; begin += group_size) {
-    for (int j = begin + lane_index() * N; j < begin + group_size; j += step) sums.store(j, Packed<float, N>{});
+    for (int j = begin + lane_index() * N; j < begin + group_size; j += step)
+      sums.store(j, Packed<float, N>{});
   }
   const int64_t first_row = blockIdx.x * rows_per_block;
   const int64_t last_row = first_row + rows_per_block < sizes.rows ? first_row + rows_per_block : sizes.rows;
@@ -126,8 +127,8 @@ __global__ void backward(BackwardPointers<X, Y> at, float* partials, Sizes sizes
       float product = 0.0f;
       for (int j = begin + lane_index() * N; j < begin + group_size; j += step) {
         float v[N], w[N], g[N];
-        load_values(at.x + offset + j, at.gate != nullptr ? at.gate + offset + j : nullptr, sizes.norm_before_gate,
-                    v);
+        load_values(at.x + offset + j, at.gate != nullptr ? at.gate + offset + j : nullptr,
+                    sizes.norm_before_gate, v);
         load_floats(at.weight + j, w);
         load_floats(at.grad_y + offset + j, g);
         if (gate_last) {
@@ -190,15 +191,17 @@ void rms_norm_backward_cuda(const RmsNormBackwardArgs& args) {
     dispatch_cuda(args.grad_y.dtype(), "rms_norm", [&](auto y_element) {
       using X = decltype(x_element);
       using Y = decltype(y_element);
-      const BackwardPointers<X, Y> at{args.x.data<X>(),      args.weight.data<float>(),
-                                      args.gate.data<Y>(),   args.inverse_rms.data<float>(),
-                                      args.grad_y.data<Y>(), args.grad_x.data<X>(),
+      const BackwardPointers<X, Y> at{args.x.data<X>(),        args.weight.data<float>(),
+                                      args.gate.data<Y>(),     args.inverse_rms.data<float>(),
+                                      args.grad_y.data<Y>(),   args.grad_x.data<X>(),
                                       args.grad_gate.data<Y>()};
       const bool packed =
           can_pack(sizes.group_size, {at.x, at.weight, at.gate, at.grad_y, at.grad_x, at.grad_gate});
       dispatch_packing(packed, [&](auto n) {
         launch("rms_norm_backward", backward<X, Y, n>,
-               {.grid = {blocks.n_blocks}, .block = n_warps * warp_size, .shared_bytes = n_warps * bytes_per_warp},
+               {.grid = {blocks.n_blocks},
+                .block = n_warps * warp_size,
+                .shared_bytes = n_warps * bytes_per_warp},
                at, partials.data<float>(), sizes, blocks.rows_per_block);
       });
     });
