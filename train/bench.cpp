@@ -15,6 +15,7 @@
 #include "core/parallel.h"
 #include "core/random.h"
 #include "ops/chunked_matrix_state/chunked_matrix_state.h"
+#include "train/token_step.h"
 #include "train/training_step.h"
 
 namespace headwater {
@@ -216,13 +217,10 @@ BenchReport bench_training(const Config& config, int64_t n_steps) {
 BenchReport bench_decoding(const Config& config, int64_t n_tokens) {
   set_n_threads(static_cast<int>(config.run.threads));
   const auto model = make_model(config);
-  const NoGradient no_gradient;
-  LanguageModel::Hidden out = model->forward(random_tokens({1, 16}, model->vocab_size(), 1), {}, {});
+  TokenStep decoder(*model);
+  std::vector<float> logits = decoder.advance(random_tokens({16}, model->vocab_size(), 1).to_vector<int32_t>());
   const auto next = [&] {
-    const std::vector<float> logits = model->logits(out.hidden).value().to_vector<float>();
-    const auto first = logits.end() - model->vocab_size();
-    const auto token = static_cast<int32_t>(std::max_element(first, logits.end()) - first);
-    out = model->forward(Tensor::from_vector<int32_t>({1, 1}, {token}), out.state, {});
+    logits = decoder.advance({static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin())});
   };
   for (int i = 0; i < 8; ++i) next();
   BenchReport report;

@@ -5,8 +5,8 @@
 #include <cmath>
 #include <numeric>
 
-#include "autograd/tape.h"
 #include "core/random.h"
+#include "train/token_step.h"
 #include "train/tokenizer.h"
 
 namespace headwater {
@@ -18,17 +18,6 @@ using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
-/// The logits after the last of `tokens`; moves `state` on.
-std::vector<float> advance(const LanguageModel& model, const std::vector<int32_t>& tokens,
-                           LanguageModelState& state) {
-  const auto n = static_cast<int64_t>(tokens.size());
-  LanguageModel::Hidden hidden = model.forward(Tensor::from_vector<int32_t>({1, n}, tokens), state, {});
-  state = std::move(hidden.state);
-  const int64_t d_model = hidden.hidden.dim(2);
-  const Variable last(hidden.hidden.value().view((n - 1) * d_model, {1, d_model}));
-  return model.logits(last).value().to_vector<float>();
 }
 
 }  // namespace
@@ -66,7 +55,6 @@ GenerateReport generate(const LanguageModel& model, const std::string& prompt, c
   require(options.temperature >= 0.0, "--temperature is {}; it must be 0 or more", options.temperature);
   require(options.top_p > 0.0 && options.top_p <= 1.0, "--top-p is {}; it must be in (0, 1]", options.top_p);
   require(options.top_k >= 0, "--top-k is {}; it must not be negative", options.top_k);
-  const NoGradient no_gradient;
   std::vector<int32_t> tokens = ByteTokenizer::encode(prompt);
   // What comes after the end of a document is the beginning of one.
   if (tokens.empty()) tokens.push_back(ByteTokenizer::end_of_document);
@@ -74,12 +62,12 @@ GenerateReport generate(const LanguageModel& model, const std::string& prompt, c
   GenerateReport report;
   report.n_prompt_tokens = static_cast<int64_t>(tokens.size());
 
-  LanguageModelState state;
+  TokenStep step(model);
   std::vector<float> logits;
   const Clock::time_point start = Clock::now();
   for (size_t begin = 0; begin < tokens.size(); begin += prefill_length) {
     const size_t end = std::min(tokens.size(), begin + prefill_length);
-    logits = advance(model, {tokens.begin() + begin, tokens.begin() + end}, state);
+    logits = step.advance({tokens.begin() + begin, tokens.begin() + end});
   }
   report.prefill_seconds = seconds_since(start);
 
@@ -90,7 +78,7 @@ GenerateReport generate(const LanguageModel& model, const std::string& prompt, c
     if (options.stop_at_end && token == ByteTokenizer::end_of_document) break;
     emit(decoder.next(token));
     ++report.n_tokens;
-    if (report.n_tokens < options.n_tokens) logits = advance(model, {token}, state);
+    if (report.n_tokens < options.n_tokens) logits = step.advance({token});
   }
   emit(decoder.finish());
   report.decode_seconds = seconds_since(decode_start);

@@ -66,6 +66,20 @@ std::vector<std::string> overrides_of(const std::vector<std::string>& words) {
 
 constexpr const char* device_help = "Where to compute: cpu, cuda or cuda:N";
 
+void add_device_options(CLI::App* command, std::string& device, std::string& precision) {
+  command->add_option("--device", device, device_help)->capture_default_str();
+  command->add_option("--precision", precision, "What to compute with; bf16 on a GPU")
+      ->check(CLI::IsMember({"f32", "bf16"}))
+      ->capture_default_str();
+}
+
+std::unique_ptr<LanguageModel> read_model_on(const Path& folder, const std::string& device_name,
+                                             const std::string& precision) {
+  const Device device = parse_device(device_name);
+  require(device.is_cuda() || precision != "bf16", "--precision bf16 needs a GPU: --device cuda");
+  return read_model(folder, parse_precision(precision), device);
+}
+
 void add_train(CLI::App& app) {
   auto* command = app.add_subcommand("train", "Train a model: headwater train CONFIG [key=value ...]");
   struct Arguments {
@@ -112,7 +126,7 @@ std::optional<Config> config_beside(const Path& checkpoint) {
 void add_eval(CLI::App& app) {
   auto* command = app.add_subcommand("eval", "Loss, perplexity, bits per byte, accuracy, by position");
   struct Arguments {
-    std::string path, data, device = "cpu";
+    std::string path, data, device = "cpu", precision = "f32";
     int64_t length = 0, batch = 8, tokens = 0, bins = 8, threads = 0;
     bool stream = false, json = false;
   };
@@ -131,18 +145,17 @@ void add_eval(CLI::App& app) {
       ->capture_default_str();
   command->add_flag("--stream", args->stream, "One stream, the state carried through, in constant memory");
   command->add_flag("--json", args->json, "Print one line of JSON");
-  command->add_option("--device", args->device, device_help)->capture_default_str();
+  add_device_options(command, args->device, args->precision);
   command->add_option("--threads", args->threads, "CPU threads; 0: all cores")->capture_default_str();
   command->callback([args] {
     set_n_threads(static_cast<int>(args->threads));
-    const Device device = parse_device(args->device);
     const Path checkpoint = intact_checkpoint(args->path);
     const std::optional<Config> config = config_beside(checkpoint);
     std::string data = args->data;
     if (data.empty() && config) data = config->run.data.validation;
     require(!data.empty(), "{}: it does not say on what to evaluate; give --data SHARD", checkpoint.string());
     const int64_t length = args->length > 0 ? args->length : (config ? config->run.eval_length() : 1024);
-    const auto model = read_model(checkpoint, DType::f32, device);
+    const auto model = read_model_on(checkpoint, args->device, args->precision);
     const Evaluation result = evaluate(*model, open_shard(data, "validation"),
                                        {.length = length,
                                         .batch = args->batch,
@@ -156,7 +169,7 @@ void add_eval(CLI::App& app) {
 void add_generate(CLI::App& app) {
   auto* command = app.add_subcommand("generate", "Continue a text");
   struct Arguments {
-    std::string path, prompt, device = "cpu";
+    std::string path, prompt, device = "cpu", precision = "f32";
     GenerateOptions options;
     int64_t threads = 0;
     bool statistics = false;
@@ -176,12 +189,11 @@ void add_generate(CLI::App& app) {
       ->capture_default_str();
   command->add_option("--seed", options.seed, "Same seed, same text")->capture_default_str();
   command->add_option("--threads", args->threads, "CPU threads; 0: all cores")->capture_default_str();
-  command->add_option("--device", args->device, device_help)->capture_default_str();
+  add_device_options(command, args->device, args->precision);
   command->add_flag("--statistics", args->statistics, "Print tokens/s to stderr");
   command->callback([args] {
     set_n_threads(static_cast<int>(args->threads));
-    const Device device = parse_device(args->device);
-    const auto model = read_model(intact_checkpoint(args->path), DType::f32, device);
+    const auto model = read_model_on(intact_checkpoint(args->path), args->device, args->precision);
     fmt::print("{}", args->prompt);
     const GenerateReport report = generate(*model, args->prompt, args->options, [](const std::string& text) {
       fmt::print("{}", text);

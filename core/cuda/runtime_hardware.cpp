@@ -205,6 +205,14 @@ void release_recording(void* handle) {
   if (handle != nullptr) cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(handle));
 }
 
+/// HEADWATER_SYNC: waits, unless the work is recorded.
+static void check_if_asked(const char* name) {
+  if (!checks_every_launch()) return;
+  cudaStreamCaptureStatus recording = cudaStreamCaptureStatusNone;
+  check(cudaStreamIsCapturing(stream(), &recording), name);
+  if (recording == cudaStreamCaptureStatusNone) check(cudaStreamSynchronize(stream()), name);
+}
+
 void launch_on_hardware(const char* name, const void* kernel, int64_t grid_x, int64_t grid_y, int64_t grid_z,
                         int block, int64_t shared_bytes, void** arguments) {
   constexpr int64_t shared_bytes_without_asking = 48 << 10;
@@ -218,11 +226,7 @@ void launch_on_hardware(const char* name, const void* kernel, int64_t grid_x, in
   check(cudaLaunchKernel(kernel, grid, dim3(static_cast<unsigned>(block)), arguments,
                          static_cast<size_t>(shared_bytes), stream()),
         name);
-  if (checks_every_launch()) {
-    cudaStreamCaptureStatus recording = cudaStreamCaptureStatusNone;
-    cudaStreamIsCapturing(stream(), &recording);
-    if (recording == cudaStreamCaptureStatusNone) check(cudaStreamSynchronize(stream()), name);
-  }
+  check_if_asked(name);
 }
 
 void gemm(const GemmArgs& args) {
@@ -238,6 +242,7 @@ void gemm(const GemmArgs& args) {
                      static_cast<int>(args.lda), &args.beta, args.c, out, static_cast<int>(args.ldc),
                      CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
         "a matrix product (cuBLAS)");
+  check_if_asked("a matrix product (cuBLAS)");
 }
 
 }  // namespace headwater::cuda

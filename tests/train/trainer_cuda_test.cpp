@@ -11,6 +11,7 @@
 #include "train/evaluate.h"
 #include "train/generate.h"
 #include "train/prepare.h"
+#include "train/token_step.h"
 #include "train/trainer.h"
 
 using namespace headwater;
@@ -163,6 +164,24 @@ TEST_CASE("cuda: evaluates and decodes as the CPU does") {
   const auto [cuda_text, cuda_losses] = run("cuda");
   CHECK(cuda_text == cpu_text);
   CHECK(worst_difference(cuda_losses, cpu_losses) < 1e-5);
+}
+
+TEST_CASE("cuda: a decoded token, recorded as a graph, has the logits of the whole sequence") {
+  if (!has_cuda()) return;
+  const Workshop workshop;
+  Trainer trainer(workshop.config("run", {"device=cuda"}));
+  trainer.initialize();
+  const LanguageModel& model = trainer.model();
+  const std::vector<int32_t> tokens{3, 1, 4, 1, 5, 9, 2, 6};
+  TokenStep stepwise(model);
+  std::vector<float> last;
+  for (const int32_t token : tokens) last = stepwise.advance({token});
+  const std::vector<float> whole = TokenStep(model).advance(tokens);
+  for (size_t i = 0; i < whole.size(); ++i) REQUIRE(last[i] == Approx(whole[i]).epsilon(1e-4).margin(1e-5));
+  // A longer piece in between starts from the recorded steps' state.
+  const std::vector<float> after = stepwise.advance({7, 8, 9});
+  const std::vector<float> expected = TokenStep(model).advance({3, 1, 4, 1, 5, 9, 2, 6, 7, 8, 9});
+  for (size_t i = 0; i < after.size(); ++i) REQUIRE(after[i] == Approx(expected[i]).epsilon(1e-4).margin(1e-5));
 }
 
 TEST_CASE("Trainer on cuda: what does not go together is refused") {
