@@ -104,8 +104,7 @@ template <class T>
 __global__ void __launch_bounds__(tile_block) build_states(StatesArgs<T> args, Sizes sizes) {
   SharedMemory shared;
   const SharedArray<float> factors = shared.array<float>(tile_size);
-  const SharedRows<T> values = shared_rows<T>(shared, sizes.rows, sizes.value_columns());
-  const SharedRows<T> keys = shared_rows<T>(shared, sizes.rows, tile_size);
+  const TileRows<T> values(shared), keys(shared);
   const Place place(sizes, sizes.heads_per_group(), sizes.n_value_slices());
   const int h = place.group * sizes.heads_per_group() + place.part;
   const int n_steps = sizes.n_steps(place.chunk), rows = padded(n_steps);
@@ -129,10 +128,11 @@ __global__ void __launch_bounds__(tile_block) build_states(StatesArgs<T> args, S
     Tile state;
     state.sums.clear();
     state.add_product(keys.transposed(), values, {padded(n_columns), padded(p_columns), rows});
-    float* target = args.states + head_chunk * sizes.state_size() + static_cast<int64_t>(n0) * sizes.d_value;
+    const TargetRows<float> target(
+        args.states + head_chunk * sizes.state_size() + static_cast<int64_t>(n0) * sizes.d_value + p0,
+        sizes.d_value, p_columns);
     state.for_each_pair([&](int, int n, int p, float value, float next) {
-      if (n < n_columns)
-        store_pair(target + static_cast<int64_t>(n) * sizes.d_value + p0, p, p_columns, value, next);
+      if (n < n_columns && p < p_columns) target.store(n, p, value, next);
     });
     sync_block();
   }
@@ -243,9 +243,7 @@ Tensor chunk_states(const Tensor& keys, const Tensor& values, const Tensor& valu
     launch("matrix_state_build_states", build_states<T>,
            {.grid = {sizes.batch * sizes.n_chunks * sizes.n_heads * sizes.n_value_slices()},
             .block = tile_block,
-            .shared_bytes = shared_bytes<float>(tile_size) +
-                            rows_bytes(sizes.rows, sizes.value_columns() + tile_size, sizeof(T)) +
-                            rows_bytes(sizes.rows, 0, sizeof(T))},
+            .shared_bytes = shared_bytes<float>(tile_size) + 2 * tile_rows_bytes(sizeof(T))},
            StatesArgs<T>{keys.data<T>(), values.data<T>(), value_scale.data<float>(),
                          decays.rows.data<float>(), factors, states.data<float>()},
            sizes);
