@@ -449,83 +449,127 @@ constexpr int64_t keys_bytes(int element_bytes) {
   return ChunkDecays::bytes + 5 * tile_rows_bytes(element_bytes);
 }
 
+/// A block of `key_gradients`: what it works on, its shared memory, its sums, and the steps of its work.
+template <class T>
+struct KeyPass {
+  const BackwardInputs<T>& in;
+  const Sizes& sizes;
+  const Place& place;
+  const int n_steps, rows;
+  const int n0, n_channels;  // key channels
+  const ChunkDecays decays;
+  const TileRows<T> grad_outputs, values;  // (rows, 64)
+  const TileRows<T> grad_weights;          // (rows, rows)
+  const TileRows<T> state, grad_state;     // (64, 64); in the end (rows, 64) of k and of q
+  Tile grad_scores, grad_q, grad_k;
+
+  __device__ KeyPass(SharedMemory& shared, const BackwardInputs<T>& inputs, const Sizes& all_sizes,
+                     const Place& own_place)
+      : in(inputs),
+        sizes(all_sizes),
+        place(own_place),
+        n_steps(sizes.n_steps(place.chunk)),
+        rows(padded(n_steps)),
+        n0(place.slice * tile_size),
+        n_channels(sizes.d_key - n0 < tile_size ? sizes.d_key - n0 : tile_size),
+        decays(shared),
+        grad_outputs(shared),
+        values(shared),
+        grad_weights(shared),
+        state(shared),
+        grad_state(shared) {
+    grad_scores.sums.clear();
+    grad_q.sums.clear();
+    grad_k.sums.clear();
+  }
+
+  __device__ int64_t key_offset() const {
+    return sizes.key_at(place.b, sizes.begin(place.chunk), place.group) + n0;
+  }
+
+  /// Value channels from p0 on.
+  __device__ void copy_slice(int h, int p0) const {
+    const int p_columns = sizes.columns_from(p0);
+    const int64_t value_offset = sizes.value_at(place.b, sizes.begin(place.chunk), h) + p0;
+    const int64_t state_offset = sizes.head_chunk(place.b, h, place.chunk) * sizes.state_size() +
+                                 static_cast<int64_t>(n0) * sizes.d_value + p0;
+    copy_rows(grad_outputs, {in.grad_y + value_offset, sizes.value_step(), n_steps, p_columns}, rows);
+    copy_rows(values, {in.v + value_offset, sizes.value_step(), n_steps, p_columns}, rows);
+    copy_rows(state, {in.states + state_offset, sizes.d_value, n_channels, p_columns}, padded(n_channels));
+    copy_rows(grad_state, {in.grad_states + state_offset, sizes.d_value, n_channels, p_columns},
+              padded(n_channels));
+  }
+
+  /// What a slice of `columns` value channels gives to the three sums.
+  __device__ void add_slice(int columns) {
+    Tile product;
+    product.sums.clear();
+    product.add_product(grad_outputs, values.transposed(), {rows, rows, columns}, Zeros::result_upper);
+    add_scaled(grad_scores, product, [&](int i, int j) {
+      return i < rows && j < rows ? decays.between(i, j) * decays.scale[j] : 0.0f;
+    });
+    product.sums.clear();
+    product.add_product(grad_outputs, state.transposed(), {rows, padded(n_channels), columns});
+    add_scaled(grad_q, product, [&](int i, int) { return decays.from_start(i); });
+    product.sums.clear();
+    product.add_product(values, grad_state.transposed(), {rows, padded(n_channels), columns});
+    add_scaled(grad_k, product, [&](int i, int) { return decays.to_end(i) * decays.scale[i]; });
+  }
+
+  /// The products with q and k, once for all heads.
+  __device__ void add_scores() {
+    const TileRows<T>&keys = state, &queries = grad_state;
+    copy_rows(keys, {in.k + key_offset(), sizes.key_step(), n_steps, n_channels}, rows);
+    copy_rows(queries, {in.q + key_offset(), sizes.key_step(), n_steps, n_channels}, rows);
+    grad_scores.for_each([&](int i, int j, float value) {
+      if (i < rows && j < rows) grad_weights.set(i, j, from_float<T>(value));
+    });
+    finish_copies();
+    const Extent extent{rows, padded(n_channels), rows};
+    grad_q.add_product(grad_weights, keys, extent, Zeros::left_upper);
+    grad_k.add_product(grad_weights.transposed(), queries, extent, Zeros::left_lower);
+  }
+
+  template <class Element>
+  __device__ void write(Element* q, Element* k) {
+    const TargetRows<Element> to_q(q + key_offset(), sizes.key_step(), n_channels),
+        to_k(k + key_offset(), sizes.key_step(), n_channels);
+    grad_q.for_each_pair([&](int, int i, int n, float value, float next) {
+      if (i < n_steps && n < n_channels) to_q.store(i, n, value, next);
+    });
+    grad_k.for_each_pair([&](int, int i, int n, float value, float next) {
+      if (i < n_steps && n < n_channels) to_k.store(i, n, value, next);
+    });
+  }
+};
+
 /// A block owns a chunk, 64 key channels, and some heads of a group, which it adds up in order:
 ///   grad_q = (sum_h T_h) k + sum_h e_h (g_h S_h^T),   grad_k = (sum_h T_h)^T q + sum_h f_h (u_h dS'_h^T)
 /// with T_h = (g_h u_h^T) o L_h: since q and k are the group's, the products with T are made once, of the sum. Threads:
 /// Tile's; four tiles, 64 registers.
-/// Shared, with 64 steps and d_value 64, in KiB for bf16 (f32): ChunkDecays 1.5; g, v 18 (34); slices of S and dS', later
-/// of k and q 18 (34); T 9 (17): 46.5 (86.5).
+/// Shared, in KiB for bf16 (f32): ChunkDecays 1.5; g, v 18 (34); slices of S and dS', later of k and q 18 (34); T 9 (17):
+/// 46.5 (86.5).
 template <class T>
 __global__ void __launch_bounds__(tile_block, 2)
     key_gradients(BackwardInputs<T> in, KeyGradients<T> out, Sizes sizes, HeadParts parts) {
   SharedMemory shared;
-  const ChunkDecays decays(shared);
-  const TileRows<T> grad_outputs(shared), values(shared), grad_weights(shared);
-  const TileRows<T> state(shared), grad_state(shared);
-  const TileRows<T>&keys = state, &queries = grad_state;  // later
-
   const Place place(sizes, parts.n_parts, sizes.n_key_slices());
-  const int64_t begin = sizes.begin(place.chunk);
-  const int n_steps = sizes.n_steps(place.chunk), rows = padded(n_steps);
-  const int n0 = place.slice * tile_size;
-  const int n_channels = sizes.d_key - n0 < tile_size ? sizes.d_key - n0 : tile_size;
-
-  Tile grad_scores, grad_q, grad_k;
-  grad_scores.sums.clear();
-  grad_q.sums.clear();
-  grad_k.sums.clear();
+  KeyPass<T> pass(shared, in, sizes, place);
   for (int h = parts.first(sizes, place); h < parts.last(sizes, place); ++h) {
-    const int64_t state_offset = sizes.head_chunk(place.b, h, place.chunk) * sizes.state_size() +
-                                 static_cast<int64_t>(n0) * sizes.d_value;
-    decays.load(sizes, in.decays, in.value_scale, place, h);
     for (int p0 = 0; p0 < sizes.d_value; p0 += tile_size) {
-      const int p_columns = sizes.columns_from(p0), columns = padded(p_columns);
-      const int64_t value_offset = sizes.value_at(place.b, begin, h) + p0;
-      copy_rows(grad_outputs, {in.grad_y + value_offset, sizes.value_step(), n_steps, p_columns}, rows);
-      copy_rows(values, {in.v + value_offset, sizes.value_step(), n_steps, p_columns}, rows);
-      copy_rows(state, {in.states + state_offset + p0, sizes.d_value, n_channels, p_columns},
-                padded(n_channels));
-      copy_rows(grad_state, {in.grad_states + state_offset + p0, sizes.d_value, n_channels, p_columns},
-                padded(n_channels));
+      pass.copy_slice(h, p0);
+      if (p0 == 0) pass.decays.load(sizes, in.decays, in.value_scale, place, h);
       finish_copies();
-      Tile product;
-      product.sums.clear();
-      product.add_product(grad_outputs, values.transposed(), {rows, rows, columns}, Zeros::result_upper);
-      add_scaled(grad_scores, product, [&](int i, int j) {
-        return i < rows && j < rows ? decays.between(i, j) * decays.scale[j] : 0.0f;
-      });
-      product.sums.clear();
-      product.add_product(grad_outputs, state.transposed(), {rows, padded(n_channels), columns});
-      add_scaled(grad_q, product, [&](int i, int) { return decays.from_start(i); });
-      product.sums.clear();
-      product.add_product(values, grad_state.transposed(), {rows, padded(n_channels), columns});
-      add_scaled(grad_k, product, [&](int i, int) { return decays.to_end(i) * decays.scale[i]; });
+      pass.add_slice(padded(sizes.columns_from(p0)));
       sync_block();
     }
   }
-
-  const int64_t key_offset = sizes.key_at(place.b, begin, place.group) + n0;
-  copy_rows(queries, {in.q + key_offset, sizes.key_step(), n_steps, n_channels}, rows);
-  copy_rows(keys, {in.k + key_offset, sizes.key_step(), n_steps, n_channels}, rows);
-  grad_scores.for_each([&](int i, int j, float value) {
-    if (i < rows && j < rows) grad_weights.set(i, j, from_float<T>(value));
-  });
-  finish_copies();
-  const Extent extent{rows, padded(n_channels), rows};
-  grad_q.add_product(grad_weights, keys, extent, Zeros::left_upper);
-  grad_k.add_product(grad_weights.transposed(), queries, extent, Zeros::left_lower);
-  const int64_t part_offset = place.part * sizes.batch * sizes.length * sizes.key_step() + key_offset;
-  const auto write = [&](Tile& tile, const auto& to) {
-    tile.for_each_pair([&](int, int i, int n, float value, float next) {
-      if (i < n_steps && n < n_channels) to.store(i, n, value, next);
-    });
-  };
+  pass.add_scores();
   if (parts.n_parts == 1) {
-    write(grad_q, TargetRows<T>(out.grad_q + key_offset, sizes.key_step(), n_channels));
-    write(grad_k, TargetRows<T>(out.grad_k + key_offset, sizes.key_step(), n_channels));
+    pass.write(out.grad_q, out.grad_k);
   } else {
-    write(grad_q, TargetRows<float>(out.q_parts + part_offset, sizes.key_step(), n_channels));
-    write(grad_k, TargetRows<float>(out.k_parts + part_offset, sizes.key_step(), n_channels));
+    const int64_t part_offset = place.part * sizes.batch * sizes.length * sizes.key_step();
+    pass.write(out.q_parts + part_offset, out.k_parts + part_offset);
   }
 }
 

@@ -97,11 +97,22 @@ struct StatesArgs {
   float* states;
 };
 
+template <class T>
+__device__ void load_factors(const StatesArgs<T>& args, const Sizes& sizes, const Place& place, int h,
+                             const SharedArray<float>& factors) {
+  const int i = static_cast<int>(threadIdx.x);
+  if (i >= sizes.n_steps(place.chunk)) return;
+  const int64_t step = sizes.step_at(place.b, sizes.begin(place.chunk) + i, h);
+  const float factor =
+      args.decays[sizes.head_chunk(place.b, h, place.chunk) * decay_rows_size + args.factors * tile_size + i];
+  factors[i] = args.value_scale != nullptr ? factor * args.value_scale[step] : factor;
+}
+
 /// A block owns one head's chunk and 64 value channels, and walks the key channels 64 at a time: states = keys^T
 /// (factors values). Threads: Tile's.
 /// Shared: 64 factors, values (rows, 64), keys (rows, 64): 18.3 KiB with bf16, 34.3 KiB with f32, at 64 steps.
 template <class T>
-__global__ void __launch_bounds__(tile_block) build_states(StatesArgs<T> args, Sizes sizes) {
+__global__ void __launch_bounds__(tile_block, 4) build_states(StatesArgs<T> args, Sizes sizes) {
   SharedMemory shared;
   const SharedArray<float> factors = shared.array<float>(tile_size);
   const TileRows<T> values(shared), keys(shared);
@@ -111,19 +122,16 @@ __global__ void __launch_bounds__(tile_block) build_states(StatesArgs<T> args, S
   const int64_t begin = sizes.begin(place.chunk), head_chunk = sizes.head_chunk(place.b, h, place.chunk);
   const int p0 = place.slice * tile_size, p_columns = sizes.columns_from(p0);
 
-  if (static_cast<int>(threadIdx.x) < n_steps) {
-    const int i = static_cast<int>(threadIdx.x);
-    const float scale =
-        args.value_scale != nullptr ? args.value_scale[sizes.step_at(place.b, begin + i, h)] : 1.0f;
-    factors[i] = scale * args.decays[head_chunk * decay_rows_size + args.factors * tile_size + i];
-  }
-  sync_block();
-  const T* from = args.values + sizes.value_at(place.b, begin, h) + p0;
-  copy_scaled_rows(values, {from, sizes.value_step(), n_steps, p_columns}, rows, factors);
+  const T* key_rows = args.keys + sizes.key_at(place.b, begin, place.group);
   for (int n0 = 0; n0 < sizes.d_key; n0 += tile_size) {
     const int n_columns = sizes.d_key - n0 < tile_size ? sizes.d_key - n0 : tile_size;
-    const T* key_rows = args.keys + sizes.key_at(place.b, begin, place.group) + n0;
-    copy_rows(keys, {key_rows, sizes.key_step(), n_steps, n_columns}, rows);
+    copy_rows(keys, {key_rows + n0, sizes.key_step(), n_steps, n_columns}, rows);
+    if (n0 == 0) {
+      load_factors(args, sizes, place, h, factors);
+      sync_block();
+      const T* from = args.values + sizes.value_at(place.b, begin, h) + p0;
+      copy_scaled_rows(values, {from, sizes.value_step(), n_steps, p_columns}, rows, factors);
+    }
     finish_copies();
     Tile state;
     state.sums.clear();
