@@ -318,6 +318,7 @@ struct WarpTile {
   template <class MatrixA, class MatrixB>
   __device__ void add_product(const MatrixA& a, const MatrixB& b, int depth, int columns) {
     using Unit = MatrixUnit<typename MatrixA::Element>;
+#pragma unroll 2
     for (int k = 0; k < depth; k += Unit::depth) {
       typename Unit::A a_fragments[m_tiles];
 #pragma unroll

@@ -37,23 +37,20 @@ struct ValueGradients {
   float* grad_value_scale;  // (batch, length, n_heads)
   float* grad_log_decay;    // (batch, length, n_heads)
   float* decay_partials;    // (batch * n_chunks, n_heads)
-  float* skip_partials;     // (batch * n_chunks, n_heads, d_value or 1)
-};
-
-/// Sums over channels, a number for each step, from the thread's two rows of a tile.
-struct StepSums {
-  float of_queries[2] = {0.0f, 0.0f};  // e[i] q[i].(S g[i])
-  float of_keys[2] = {0.0f, 0.0f};     // f[i] u[i].(dS'^T k[i])
-  float of_scales[2] = {0.0f, 0.0f};   // v[i].grad_u[i]
+  float* skip_partials;     // (batch * n_chunks, n_heads, d_value), or without d_value
 };
 
 /// Small sums in shared memory, by the names of what they hold.
 struct ValueSums {
-  SharedArray<float> queries, keys, scales;  // StepSums of each step: (2 halves of the tile's columns, steps)
-  SharedArray<float> left_rows;              // sums over the left half of each row
-  SharedArray<float> columns;                // (4 warps that share columns, steps)
-  SharedArray<float> skip;                   // (4, channels)
-  SharedArray<float> scratch;                // of block_sum
+  // Sums over channels, (2 halves of a tile's columns, steps):
+  SharedArray<float> queries;     // e[i] q[i].(S g[i])
+  SharedArray<float> keys;        // f[i] u[i].(dS'^T k[i])
+  SharedArray<float> scales;      // v[i].grad_u[i]
+  SharedArray<float> left_rows;   // sums over the left half of each row
+  SharedArray<float> columns;     // (4 warps that share columns, steps)
+  SharedArray<float> skip_parts;  // g v summed over a quarter of the steps: (4, channels)
+  SharedArray<float> skip;        // (channels)
+  SharedArray<float> inner;       // <S, dS'>: (warps)
 
   __device__ explicit ValueSums(SharedMemory& shared)
       : queries(shared.array<float>(2 * tile_size)),
@@ -61,17 +58,57 @@ struct ValueSums {
         scales(shared.array<float>(2 * tile_size)),
         left_rows(shared.array<float>(tile_size)),
         columns(shared.array<float>(4 * tile_size)),
-        skip(shared.array<float>(4 * tile_size)),
-        scratch(shared.array<float>(tile_block / warp_size)) {}
-  static constexpr int64_t bytes = shared_bytes<float>(15 * tile_size + tile_block / warp_size);
+        skip_parts(shared.array<float>(4 * tile_size)),
+        skip(shared.array<float>(tile_size)),
+        inner(shared.array<float>(tile_block / warp_size)) {}
+  static constexpr int64_t bytes = shared_bytes<float>(16 * tile_size + tile_block / warp_size);
+};
+
+/// q k^T of a chunk, on and below the diagonal, where a thread finds again what it put there: 10 blocks of 16 x 16. In
+/// registers it would take 16 of each thread's for all the time that a group's heads take.
+struct SavedScores {
+  SharedArray<float> values;
+
+  __device__ explicit SavedScores(SharedMemory& shared) : values(shared.array<float>(size)) {}
+  static constexpr int size = 10 * 256;
+
+  /// body(index, n): values[index ...] are of fragment n. Fragments beyond the diagonal have none.
+  template <class Body>
+  __device__ void for_each_fragment(const Body& body) const {
+    const int row = Tile::first_row() / 16, column = Tile::first_column() / 16;
+#pragma unroll
+    for (int n = 0; n < 4; ++n) {
+      if (column + n / 2 > row) continue;
+      body((row * (row + 1) / 2 + column + n / 2) * 256 + lane_index() * 8 + n % 2 * 4, n);
+    }
+  }
+  __device__ void put(const Tile& scores) const {
+    for_each_fragment([&](int index, int n) {
+      const float(&from)[4] = scores.sums.fragments[0][n].values;
+      values.store<4>(index, Packed<float, 4>{from[0], from[1], from[2], from[3]});
+    });
+  }
+  /// weights = scores o L.
+  template <class T>
+  __device__ void weigh(const ChunkDecays& decays, int rows, const SharedRows<T>& weights) const {
+    const int first_row = Tile::first_row() + fragment_row(0),
+              first_column = Tile::first_column() + fragment_column(0);
+    if (first_row >= rows) return;
+    for_each_fragment([&](int index, int n) {
+      const Packed<float, 4> scores = values.load<4>(index);
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        const int i = first_row + k / 2 * 8, j = first_column + 8 * n + k % 2;
+        weights.set(i, j, from_float<T>(scores.values[k] * decays.between(i, j)));
+      }
+    });
+  }
 };
 
 int64_t values_bytes(const Sizes& sizes, int element_bytes) {
-  return ChunkDecays::bytes + ValueSums::bytes +
-         2 * rows_bytes(sizes.rows, padded(sizes.d_key), element_bytes) +
-         2 * rows_bytes(sizes.key_slice, sizes.value_columns(), element_bytes) +
-         2 * rows_bytes(sizes.rows, sizes.value_columns(), element_bytes) +
-         rows_bytes(sizes.rows, sizes.rows, element_bytes);
+  return ChunkDecays::bytes + ValueSums::bytes + shared_bytes<float>(SavedScores::size) +
+         3 * tile_rows_bytes(element_bytes) + 2 * tile_rows_bytes(element_bytes, sizes.key_slice) +
+         2 * rows_bytes(sizes.rows, padded(sizes.d_key), element_bytes);
 }
 
 /// The sum over the four lanes that hold parts of the same rows.
@@ -111,8 +148,9 @@ __device__ inline void sum_rows_before(Tile& tile, const SharedArray<float>& lef
   });
 }
 
-/// columns[w][j] = the sum over the rows i >= j of warp w's 16; whole block.
-__device__ inline void sum_columns_below(const Tile& tile, const SharedArray<float>& columns) {
+/// columns[w][j] (+)= the sum over the rows i >= j of warp w's 16; whole block.
+__device__ inline void sum_columns_below(const Tile& tile, const SharedArray<float>& columns,
+                                         bool accumulate) {
   const int row = Tile::first_row() + fragment_row(0), column = Tile::first_column() + fragment_column(0);
 #pragma unroll
   for (int n = 0; n < 4; ++n) {
@@ -122,261 +160,279 @@ __device__ inline void sum_columns_below(const Tile& tile, const SharedArray<flo
       float sum = row >= j ? tile.sums.fragments[0][n].values[i] : 0.0f;
       sum += row + 8 >= j ? tile.sums.fragments[0][n].values[2 + i] : 0.0f;
       for (int mask = 4; mask < warp_size; mask *= 2) sum += shuffle_xor(sum, mask);
-      if (lane_index() < 4) columns[Tile::first_row() / 16 * tile_size + j] = sum;
+      const int index = Tile::first_row() / 16 * tile_size + j;
+      if (lane_index() < 4) columns[index] = accumulate ? columns[index] + sum : sum;
     }
   }
 }
 
-/// Writes StepSums to shared memory.
-__device__ inline void deliver(const StepSums& steps, const ValueSums& sums) {
-  const int half = Tile::first_column() / 32, row = Tile::first_row() + fragment_row(0);
+/// target (2 halves of the tile's columns, steps) (+)= a number of each of the thread's two rows, summed along the rows.
+__device__ inline void deliver(const float (&of_rows)[2], const SharedArray<float>& target, bool accumulate) {
+  const int index = Tile::first_column() / 32 * tile_size + Tile::first_row() + fragment_row(0);
 #pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const float queries = row_sum(steps.of_queries[i]), keys = row_sum(steps.of_keys[i]),
-                scales = row_sum(steps.of_scales[i]);
-    if (lane_index() % 4 != 0) continue;
-    const int index = half * tile_size + row + 8 * i;
-    sums.queries[index] = queries;
-    sums.keys[index] = keys;
-    sums.scales[index] = scales;
+  for (int half = 0; half < 2; ++half) {
+    const float sum = row_sum(of_rows[half]);
+    const int at = index + 8 * half;
+    if (lane_index() % 4 == 0) target[at] = accumulate ? target[at] + sum : sum;
   }
 }
 
-/// The first warp, two steps a lane, brings together
-///   grad_log_decay[i] = within[i] + sum_{t >= i} queries[t] + sum_{s < i} keys[s] + through <S, dS'>
-/// as sums over these very ranges, and writes it and grad_value_scale.
+/// inner[warp] (+)= the warp's part of <S, dS'> of a slice in shared memory.
 template <class T>
-__device__ void write_steps(const ValueGradients<T>& out, const ValueSums& sums, float through,
-                            const Sizes& sizes, const Place& place, int h) {
-  if (warp_index() != 0) return;
-  const int first = 2 * lane_index(), n_steps = sizes.n_steps(place.chunk);
-  float queries[2], keys[2], within[2];
-  for (int i = 0; i < 2; ++i) {
-    const int step = first + i;
-    queries[i] = sums.queries[step] + sums.queries[tile_size + step];
-    keys[i] = sums.keys[step] + sums.keys[tile_size + step];
-    within[i] = 0.0f;
-    for (int warp = 0; warp < 4; ++warp) within[i] += sums.columns[warp * tile_size + step];
-  }
-  float queries_from = queries[0] + queries[1], keys_until = keys[0] + keys[1];
-  for (int delta = 1; delta < warp_size; delta *= 2) {
-    const float after = shuffle_down(queries_from, delta), before = shuffle_up(keys_until, delta);
-    if (lane_index() + delta < warp_size) queries_from += after;
-    if (lane_index() >= delta) keys_until += before;
-  }
-  const float queries_after = shuffle_down(queries_from, 1), keys_before = shuffle_up(keys_until, 1);
-  const float later = lane_index() == warp_size - 1 ? 0.0f : queries_after;
-  const float earlier = lane_index() == 0 ? 0.0f : keys_before;
-  const float total[2] = {within[0] + (later + queries[1] + queries[0]) + earlier + through,
-                          within[1] + (later + queries[1]) + (earlier + keys[0]) + through};
-  float sum = 0.0f;
-  for (int i = 0; i < 2; ++i) {
-    const int step = first + i;
-    if (step >= n_steps) continue;
-    const int64_t at = sizes.step_at(place.b, sizes.begin(place.chunk) + step, h);
-    if (out.grad_log_decay != nullptr) out.grad_log_decay[at] = total[i];
-    if (out.grad_value_scale != nullptr)
-      out.grad_value_scale[at] = sums.scales[step] + sums.scales[tile_size + step];
-    sum += total[i];
-  }
-  sum = warp_sum(sum);
-  if (out.decay_partials != nullptr && lane_index() == 0) {
-    out.decay_partials[(place.b * sizes.n_chunks + place.chunk) * sizes.n_heads + h] = sum;
-  }
-}
-
-/// Sums of g v over the chunk's steps, a thread for each channel and quarter of the steps; in the first 64 threads.
-template <class T>
-__device__ float skip_sum(const SharedRows<T>& grad_outputs, const SharedRows<T>& values,
-                          const SharedArray<float>& scratch, int n_steps, int p_columns) {
-  const int p = static_cast<int>(threadIdx.x) % tile_size,
-            quarter = static_cast<int>(threadIdx.x) / tile_size;
-  float sum = 0.0f;
-  for (int i = quarter; i < n_steps && p < p_columns; i += 4) {
-    sum += to_float(grad_outputs.get(i, p)) * to_float(values.get(i, p));
-  }
-  scratch[quarter * tile_size + p] = sum;
-  sync_block();
-  return quarter > 0
-             ? 0.0f
-             : scratch[p] + scratch[tile_size + p] + scratch[2 * tile_size + p] + scratch[3 * tile_size + p];
-}
-
-/// The thread's part of <S, dS'> of a slice in shared memory.
-template <class T>
-__device__ float inner_product(const SharedRows<T>& a, const SharedRows<T>& b, int rows, int columns) {
+__device__ void sum_inner(const SharedRows<T>& a, const SharedRows<T>& b, int rows, int columns,
+                          const SharedArray<float>& inner, bool accumulate) {
   constexpr int width = 16 / static_cast<int>(sizeof(T));
   const int packs = columns / width;
   float sum = 0.0f;
+#pragma unroll 1
   for (int item = static_cast<int>(threadIdx.x); item < rows * packs; item += tile_block) {
     const int index = item / packs * a.row_step + item % packs * width;
     const Packed<T, width> x = a.data.template load<width>(index), y = b.data.template load<width>(index);
 #pragma unroll
     for (int i = 0; i < width; ++i) sum += to_float(x.values[i]) * to_float(y.values[i]);
   }
-  return sum;
+  sum = warp_sum(sum);
+  if (lane_index() == 0) inner[warp_index()] = accumulate ? inner[warp_index()] + sum : sum;
 }
 
-/// Shared memory of a block of `value_gradients`, and what it works on.
+/// A block of `value_gradients`: what it works on, its shared memory, and the steps of its work.
 template <class T>
 struct ValuePass {
+  const BackwardInputs<T>& in;
+  const ValueGradients<T>& out;
+  const Sizes& sizes;
+  const Place& place;
+  const int n_steps, rows;
   const ChunkDecays decays;
   const ValueSums sums;
-  const SharedRows<T> queries, keys;         // (rows, d_key)
-  const SharedRows<T> state, grad_state;     // slices (key_slice, 64)
-  const SharedRows<T> grad_outputs, values;  // (rows, 64)
-  const SharedRows<T> weights;               // (rows, rows)
-  const int n_steps, rows;
+  const SavedScores scores;
+  const TileRows<T> grad_outputs, values;  // (rows, 64)
+  const TileRows<T> weights;               // (rows, rows)
+  const TileRows<T> state, grad_state;     // slices (key_slice, 64)
+  const SharedRows<T> queries, keys;       // (rows, d_key)
 
-  __device__ ValuePass(SharedMemory& shared, const Sizes& sizes, const Place& place)
-      : decays(shared),
-        sums(shared),
-        queries(shared_rows<T>(shared, sizes.rows, padded(sizes.d_key))),
-        keys(shared_rows<T>(shared, sizes.rows, padded(sizes.d_key))),
-        state(shared_rows<T>(shared, sizes.key_slice, sizes.value_columns())),
-        grad_state(shared_rows<T>(shared, sizes.key_slice, sizes.value_columns())),
-        grad_outputs(shared_rows<T>(shared, sizes.rows, sizes.value_columns())),
-        values(shared_rows<T>(shared, sizes.rows, sizes.value_columns())),
-        weights(shared_rows<T>(shared, sizes.rows, sizes.rows)),
+  __device__ ValuePass(SharedMemory& shared, const BackwardInputs<T>& inputs,
+                       const ValueGradients<T>& outputs, const Sizes& all_sizes, const Place& own_place)
+      : in(inputs),
+        out(outputs),
+        sizes(all_sizes),
+        place(own_place),
         n_steps(sizes.n_steps(place.chunk)),
-        rows(padded(n_steps)) {}
+        rows(padded(n_steps)),
+        decays(shared),
+        sums(shared),
+        scores(shared),
+        grad_outputs(shared),
+        values(shared),
+        weights(shared),
+        state(shared, sizes.key_slice),
+        grad_state(shared, sizes.key_slice),
+        queries(shared_rows<T>(shared, sizes.rows, padded(sizes.d_key))),
+        keys(shared_rows<T>(shared, sizes.rows, padded(sizes.d_key))) {}
 
-  /// through_queries = q S, through_keys = k dS'; adds to the thread's part of <S, dS'>. Slice 0 is on its way.
-  __device__ void compute_state_products(Tile& through_queries, Tile& through_keys, float& inner,
-                                         const T* states, const T* grad_states, int p_columns,
-                                         const Sizes& sizes) const {
-    through_queries.sums.clear();
-    through_keys.sums.clear();
-    for (int n0 = 0; n0 < sizes.d_key; n0 += sizes.key_slice) {
-      if (n0 > 0) {
-        sync_block();
-        copy_state(state, states, n0, p_columns, sizes);
-        copy_state(grad_state, grad_states, n0, p_columns, sizes);
-      }
-      finish_copies();
-      const int depth = slice_depth(sizes, n0);
-      const Extent extent{rows, padded(p_columns), depth};
-      through_queries.add_product(queries.at(0, n0), state, extent);
-      through_keys.add_product(keys.at(0, n0), grad_state, extent);
-      inner += inner_product(state, grad_state, depth, padded(p_columns));
-    }
+  __device__ int64_t begin() const { return sizes.begin(place.chunk); }
+  /// Of a head in this chunk, in tensors with a row for each chunk of each sequence.
+  __device__ int64_t partial_at(int h) const {
+    return (place.b * sizes.n_chunks + place.chunk) * sizes.n_heads + h;
   }
 
-  /// From q S and k dS' of these channels: adds to the steps' sums, makes grad_u of through_keys.
-  __device__ void compute_grad_values(Tile& through_queries, Tile& through_keys, StepSums& steps,
-                                      int columns) const {
-    through_queries.for_each_pair([&](int half, int i, int p, float value, float next) {
-      if (i >= rows || p >= columns) return;
-      const float product =
-          value * to_float(grad_outputs.get(i, p)) + next * to_float(grad_outputs.get(i, p + 1));
-      steps.of_queries[half] += decays.from_start(i) * product;
+  __device__ void compute_scores() const {
+    const int64_t offset = sizes.key_at(place.b, begin(), place.group);
+    copy_rows(queries, {in.q + offset, sizes.key_step(), n_steps, sizes.d_key}, rows);
+    copy_rows(keys, {in.k + offset, sizes.key_step(), n_steps, sizes.d_key}, rows);
+    finish_copies();
+    Tile tile;
+    tile.sums.clear();
+    tile.add_product(queries, keys.transposed(), {rows, rows, padded(sizes.d_key)}, Zeros::result_upper);
+    scores.put(tile);
+  }
+
+  /// Value channels from p0 on, key channels of states from n0 on.
+  __device__ void copy_values(int h, int p0) const {
+    const int64_t offset = sizes.value_at(place.b, begin(), h) + p0;
+    copy_rows(values, {in.v + offset, sizes.value_step(), n_steps, sizes.columns_from(p0)}, rows);
+    copy_rows(grad_outputs, {in.grad_y + offset, sizes.value_step(), n_steps, sizes.columns_from(p0)}, rows);
+  }
+  __device__ void copy_states(int h, int p0, int n0) const {
+    const int64_t offset = sizes.head_chunk(place.b, h, place.chunk) * sizes.state_size() + p0;
+    copy_state(state, in.states + offset, n0, sizes.columns_from(p0), sizes);
+    copy_state(grad_state, in.grad_states + offset, n0, sizes.columns_from(p0), sizes);
+  }
+
+  /// sums.columns (+)= of each step i, what these channels give to the sum of T_ts (q k^T)_ts over s < i <= t.
+  __device__ void sum_within(int columns, bool accumulate) const {
+    Tile product;
+    product.sums.clear();
+    product.add_product(grad_outputs, values.transposed(), {rows, rows, columns}, Zeros::result_upper);
+    product.for_each([&](int i, int j, float& value) {
+      value = i < rows && j <= i ? value * to_float(weights.get(i, j)) * decays.scale[j] : 0.0f;
     });
-    through_keys.for_each_pair([&](int half, int i, int p, float& value, float& next) {
+    sum_rows_before(product, sums.left_rows);
+    sum_columns_below(product, sums.columns, accumulate);
+  }
+
+  /// sums.queries (+)= of each step i of these channels, e[i] g[i].(S^T q[i]).
+  __device__ void sum_queries(int n0, const Extent& extent, bool accumulate) const {
+    float of_rows[2] = {0.0f, 0.0f};
+    Tile product;
+    product.sums.clear();
+    product.add_product(queries.at(0, n0), state, extent);
+    product.for_each_pair([&](int half, int i, int p, float value, float next) {
+      if (i >= rows || p >= extent.columns) return;
+      const float sum =
+          value * to_float(grad_outputs.get(i, p)) + next * to_float(grad_outputs.get(i, p + 1));
+      of_rows[half] += decays.from_start(i) * sum;
+    });
+    deliver(of_rows, sums.queries, accumulate);
+  }
+
+  /// From k dS' makes grad_u = f k dS' + W^T g; sums.keys (+)= of each step i, u[i].(f[i] dS'^T k[i]).
+  __device__ void compute_grad_values(Tile& grad_values, int columns, bool accumulate) const {
+    float of_rows[2] = {0.0f, 0.0f};
+    grad_values.for_each_pair([&](int half, int i, int p, float& value, float& next) {
       if (i >= rows || p >= columns) return;
       value *= decays.to_end(i);
       next *= decays.to_end(i);
-      const float product = value * to_float(values.get(i, p)) + next * to_float(values.get(i, p + 1));
-      steps.of_keys[half] += decays.scale[i] * product;
+      const float sum = value * to_float(values.get(i, p)) + next * to_float(values.get(i, p + 1));
+      of_rows[half] += decays.scale[i] * sum;
     });
-    through_keys.add_product(weights.transposed(), grad_outputs, {rows, columns, rows}, Zeros::left_lower);
+    deliver(of_rows, sums.keys, accumulate);
+    grad_values.add_product(weights.transposed(), grad_outputs, {rows, columns, rows}, Zeros::left_lower);
   }
 
-  /// grad_v = value_scale grad_u + skip g, at `to` with channels from p0 on; `skips` begin with channel p0.
-  __device__ void write_grad_values(Tile& grad_values, StepSums& steps, T* to, int64_t step,
-                                    const float* skip, bool skip_per_channel, int p_columns) const {
+  /// grad_v = value_scale grad_u + skip g; sums.scales (+)= v.grad_u of each step.
+  __device__ void write_grad_values(Tile& grad_values, int h, int p0, bool accumulate) const {
+    const TargetRows<T> to(out.grad_v + sizes.value_at(place.b, begin(), h) + p0, sizes.value_step(),
+                           sizes.columns_from(p0));
+    const int skip_at = in.skip_per_channel ? h * sizes.d_value + p0 : h;  // within one step: an int holds it
+    float of_rows[2] = {0.0f, 0.0f};
     grad_values.for_each_pair([&](int half, int i, int p, float value, float next) {
-      if (i >= n_steps || p >= p_columns) return;
-      steps.of_scales[half] += value * to_float(values.get(i, p)) + next * to_float(values.get(i, p + 1));
+      if (i >= n_steps || p >= to.columns) return;
+      of_rows[half] += value * to_float(values.get(i, p)) + next * to_float(values.get(i, p + 1));
       value *= decays.scale[i];
       next *= decays.scale[i];
-      if (skip != nullptr) {
-        value += skip[skip_per_channel ? p : 0] * to_float(grad_outputs.get(i, p));
-        next +=
-            skip[skip_per_channel && p + 1 < p_columns ? p + 1 : 0] * to_float(grad_outputs.get(i, p + 1));
+      if (in.skip != nullptr) {
+        const int one = in.skip_per_channel ? p : 0,
+                  other = in.skip_per_channel && p + 1 < to.columns ? p + 1 : one;
+        value += in.skip[skip_at + one] * to_float(grad_outputs.get(i, p));
+        next += in.skip[skip_at + other] * to_float(grad_outputs.get(i, p + 1));
       }
-      store_pair(to + i * step, p, p_columns, value, next);
+      to.store(i, p, value, next);
     });
+    deliver(of_rows, sums.scales, accumulate);
+  }
+
+  /// sums.skip (+)= g v summed over the chunk's steps, for each channel; a thread has a channel and a quarter of the steps.
+  __device__ void sum_skip(int h, int p0, bool accumulate) const {
+    const int p = static_cast<int>(threadIdx.x) % tile_size,
+              quarter = static_cast<int>(threadIdx.x) / tile_size;
+    const int p_columns = sizes.columns_from(p0);
+    float sum = 0.0f;
+#pragma unroll 1
+    for (int i = quarter; i < n_steps && p < p_columns; i += 4) {
+      sum += to_float(grad_outputs.get(i, p)) * to_float(values.get(i, p));
+    }
+    sums.skip_parts[quarter * tile_size + p] = sum;
+    sync_block();
+    if (quarter > 0) return;
+    for (int other = 1; other < 4; ++other) sum += sums.skip_parts[other * tile_size + p];
+    if (!in.skip_per_channel) {
+      sums.skip[p] = accumulate ? sums.skip[p] + sum : sum;
+    } else if (p < p_columns) {
+      out.skip_partials[partial_at(h) * sizes.d_value + p0 + p] = sum;
+    }
+  }
+
+  /// The first warp, two steps a lane, brings together
+  ///   grad_log_decay[i] = within[i] + sum_{t >= i} queries[t] + sum_{s < i} keys[s] + through <S, dS'>
+  /// as sums over these very ranges, and writes it, grad_value_scale, and the sum of a skip that all channels share.
+  __device__ void write_steps(int h) const {
+    if (warp_index() != 0) return;
+    float inner = 0.0f;
+    for (int warp = 0; warp < tile_block / warp_size; ++warp) inner += sums.inner[warp];
+    const float through = in.decays.through[sizes.head_chunk(place.b, h, place.chunk)] * inner;
+    const int first = 2 * lane_index();
+    float of_queries[2], of_keys[2], within[2];
+    for (int i = 0; i < 2; ++i) {
+      const int step = first + i;
+      of_queries[i] = sums.queries[step] + sums.queries[tile_size + step];
+      of_keys[i] = sums.keys[step] + sums.keys[tile_size + step];
+      within[i] = 0.0f;
+      for (int warp = 0; warp < 4; ++warp) within[i] += sums.columns[warp * tile_size + step];
+    }
+    float queries_from = of_queries[0] + of_queries[1], keys_until = of_keys[0] + of_keys[1];
+    for (int delta = 1; delta < warp_size; delta *= 2) {
+      const float after = shuffle_down(queries_from, delta), before = shuffle_up(keys_until, delta);
+      if (lane_index() + delta < warp_size) queries_from += after;
+      if (lane_index() >= delta) keys_until += before;
+    }
+    const float queries_after = shuffle_down(queries_from, 1), keys_before = shuffle_up(keys_until, 1);
+    const float later = lane_index() == warp_size - 1 ? 0.0f : queries_after;
+    const float earlier = lane_index() == 0 ? 0.0f : keys_before;
+    const float total[2] = {within[0] + (later + of_queries[1] + of_queries[0]) + earlier + through,
+                            within[1] + (later + of_queries[1]) + (earlier + of_keys[0]) + through};
+    float sum = 0.0f;
+    for (int i = 0; i < 2; ++i) {
+      const int step = first + i;
+      if (step >= n_steps) continue;
+      const int64_t at = sizes.step_at(place.b, begin() + step, h);
+      if (out.grad_log_decay != nullptr) out.grad_log_decay[at] = total[i];
+      if (out.grad_value_scale != nullptr)
+        out.grad_value_scale[at] = sums.scales[step] + sums.scales[tile_size + step];
+      sum += total[i];
+    }
+    sum = warp_sum(sum);
+    if (out.decay_partials != nullptr && lane_index() == 0) out.decay_partials[partial_at(h)] = sum;
+    if (out.skip_partials == nullptr || in.skip_per_channel) return;
+    const float skip = warp_sum(sums.skip[lane_index()] + sums.skip[lane_index() + warp_size]);
+    if (lane_index() == 0) out.skip_partials[partial_at(h)] = skip;
   }
 };
 
 /// A block owns a chunk and some heads of a group, one after another; each head's value channels are walked 64 at a time,
-/// its key channels key_slice at a time. q k^T, which the heads share, stays in registers. Threads: Tile's; four tiles,
-/// 64 registers.
-/// Shared, with 64 steps, d_key 128, d_value 64, in KiB for bf16 (f32): decays and sums 5.3; q, k 34 (66); slices of S and
-/// dS' 36 (68); g, v 18 (34); weights 9 (17): 102 (190).
+/// its key channels key_slice at a time. Every sum of a step that an earlier slice has begun is added to. q k^T, which the
+/// heads share, stays on chip. Threads: Tile's; at most two tiles at a time, 32 registers.
+/// Shared, with 64 steps, d_key 128, d_value 64, in KiB for bf16 (f32): decays and sums 5.5; q k^T 10; g, v, weights 27
+/// (51); slices of S and dS' 36 (68); q, k 34 (66): 112.5 (200.5). Two blocks with bf16, one with f32, fit an H100.
 template <class T>
-__global__ void __launch_bounds__(tile_block, 2)
+__global__ void __launch_bounds__(tile_block, sizeof(T) == 2 ? 2 : 1)
     value_gradients(BackwardInputs<T> in, ValueGradients<T> out, Sizes sizes, HeadParts parts) {
   SharedMemory shared;
   const Place place(sizes, parts.n_parts, 1);
-  const ValuePass<T> pass(shared, sizes, place);
-  const int64_t begin = sizes.begin(place.chunk), key_offset = sizes.key_at(place.b, begin, place.group);
-  const int rows = pass.rows, n_steps = pass.n_steps;
-  copy_rows(pass.queries, {in.q + key_offset, sizes.key_step(), n_steps, sizes.d_key}, rows);
-  copy_rows(pass.keys, {in.k + key_offset, sizes.key_step(), n_steps, sizes.d_key}, rows);
-  finish_copies();
-  Tile scores;
-  scores.sums.clear();
-  scores.add_product(pass.queries, pass.keys.transposed(), {rows, rows, padded(sizes.d_key)},
-                     Zeros::result_upper);
-
+  const ValuePass<T> pass(shared, in, out, sizes, place);
+  pass.compute_scores();
   for (int h = parts.first(sizes, place); h < parts.last(sizes, place); ++h) {
-    const int64_t head_chunk = sizes.head_chunk(place.b, h, place.chunk);
-    const float* skip = in.skip == nullptr
-                            ? nullptr
-                            : in.skip + (in.skip_per_channel ? static_cast<int64_t>(h) * sizes.d_value : h);
-    StepSums steps;
-    Tile grad_scores;
-    grad_scores.sums.clear();
-    float inner = 0.0f, head_skip = 0.0f;
-    pass.decays.load(sizes, in.decays, in.value_scale, place, h);
-    sync_block();
-    scores.for_each([&](int i, int j, float score) {
-      if (i < rows && j < rows) pass.weights.set(i, j, from_float<T>(score * pass.decays.between(i, j)));
-    });
     for (int p0 = 0; p0 < sizes.d_value; p0 += tile_size) {
-      const int p_columns = sizes.columns_from(p0), columns = padded(p_columns);
-      const int64_t value_offset = sizes.value_at(place.b, begin, h) + p0;
-      const T* states = in.states + head_chunk * sizes.state_size() + p0;
-      const T* grad_states = in.grad_states + head_chunk * sizes.state_size() + p0;
-      copy_rows(pass.values, {in.v + value_offset, sizes.value_step(), n_steps, p_columns}, rows);
-      copy_rows(pass.grad_outputs, {in.grad_y + value_offset, sizes.value_step(), n_steps, p_columns}, rows);
-      copy_state(pass.state, states, 0, p_columns, sizes);
-      copy_state(pass.grad_state, grad_states, 0, p_columns, sizes);
-      Tile through_queries, through_keys;
-      pass.compute_state_products(through_queries, through_keys, inner, states, grad_states, p_columns,
-                                  sizes);
-      grad_scores.add_product(pass.grad_outputs, pass.values.transposed(), {rows, rows, columns},
-                              Zeros::result_upper);
-      pass.compute_grad_values(through_queries, through_keys, steps, columns);
-      pass.write_grad_values(through_keys, steps, out.grad_v + value_offset, sizes.value_step(),
-                             skip == nullptr ? nullptr : skip + (in.skip_per_channel ? p0 : 0),
-                             in.skip_per_channel, p_columns);
-      if (out.skip_partials != nullptr) {
-        const float sum = skip_sum(pass.grad_outputs, pass.values, pass.sums.skip, n_steps, p_columns);
-        const int p = static_cast<int>(threadIdx.x);
-        head_skip += sum;
-        if (in.skip_per_channel && p < p_columns) {
-          out.skip_partials[((place.b * sizes.n_chunks + place.chunk) * sizes.n_heads + h) * sizes.d_value +
-                            p0 + p] = sum;
-        }
+      const int columns = padded(sizes.columns_from(p0));
+      const bool later = p0 > 0;  // sums have begun
+      pass.copy_values(h, p0);
+      pass.copy_states(h, p0, 0);
+      if (!later) {
+        pass.decays.load(sizes, in.decays, in.value_scale, place, h);
+        sync_block();
+        pass.scores.weigh(pass.decays, pass.rows, pass.weights);
       }
+      finish_copies();
+      pass.sum_within(columns, later);
+      Tile grad_values;
+      grad_values.sums.clear();
+      for (int n0 = 0; n0 < sizes.d_key; n0 += sizes.key_slice) {
+        if (n0 > 0) {
+          sync_block();
+          pass.copy_states(h, p0, n0);
+          finish_copies();
+        }
+        const Extent extent{pass.rows, columns, slice_depth(sizes, n0)};
+        pass.sum_queries(n0, extent, later || n0 > 0);
+        grad_values.add_product(pass.keys.at(0, n0), pass.grad_state, extent);
+        sum_inner<T>(pass.state, pass.grad_state, extent.depth, columns, pass.sums.inner, later || n0 > 0);
+      }
+      pass.compute_grad_values(grad_values, columns, later);
+      pass.write_grad_values(grad_values, h, p0, later);
+      if (out.skip_partials != nullptr) pass.sum_skip(h, p0, later);
       sync_block();
     }
-    // W_ts = grad_scores o weights: what the decays between s and t scale.
-    grad_scores.for_each([&](int i, int j, float& value) {
-      value = i < rows && j < rows ? value * to_float(pass.weights.get(i, j)) * pass.decays.scale[j] : 0.0f;
-    });
-    sum_rows_before(grad_scores, pass.sums.left_rows);
-    sum_columns_below(grad_scores, pass.sums.columns);
-    deliver(steps, pass.sums);
-    inner = block_sum(inner, pass.sums.scratch);
-    write_steps(out, pass.sums, in.decays.through[head_chunk] * inner, sizes, place, h);
-    if (out.skip_partials != nullptr && !in.skip_per_channel) {
-      head_skip = block_sum(head_skip, pass.sums.scratch);
-      if (threadIdx.x == 0)
-        out.skip_partials[(place.b * sizes.n_chunks + place.chunk) * sizes.n_heads + h] = head_skip;
-    }
+    pass.write_steps(h);
     sync_block();
   }
 }
@@ -389,97 +445,132 @@ struct KeyGradients {
   float *q_parts, *k_parts;  // (n_parts, batch, length, n_groups, d_key); written where there are several
 };
 
-int64_t keys_bytes(const Sizes& sizes, int element_bytes) {
-  return ChunkDecays::bytes + 2 * rows_bytes(sizes.rows, sizes.value_columns(), element_bytes) +
-         2 * either_bytes(tile_size, sizes.value_columns(), sizes.rows, tile_size, element_bytes) +
-         rows_bytes(sizes.rows, sizes.rows, element_bytes);
+constexpr int64_t keys_bytes(int element_bytes) {
+  return ChunkDecays::bytes + 5 * tile_rows_bytes(element_bytes);
 }
+
+/// A block of `key_gradients`: what it works on, its shared memory, its sums, and the steps of its work.
+template <class T>
+struct KeyPass {
+  const BackwardInputs<T>& in;
+  const Sizes& sizes;
+  const Place& place;
+  const int n_steps, rows;
+  const int n0, n_channels;  // key channels
+  const ChunkDecays decays;
+  const TileRows<T> grad_outputs, values;  // (rows, 64)
+  const TileRows<T> grad_weights;          // (rows, rows)
+  const TileRows<T> state, grad_state;     // (64, 64); in the end (rows, 64) of k and of q
+  Tile grad_scores, grad_q, grad_k;
+
+  __device__ KeyPass(SharedMemory& shared, const BackwardInputs<T>& inputs, const Sizes& all_sizes,
+                     const Place& own_place)
+      : in(inputs),
+        sizes(all_sizes),
+        place(own_place),
+        n_steps(sizes.n_steps(place.chunk)),
+        rows(padded(n_steps)),
+        n0(place.slice * tile_size),
+        n_channels(sizes.d_key - n0 < tile_size ? sizes.d_key - n0 : tile_size),
+        decays(shared),
+        grad_outputs(shared),
+        values(shared),
+        grad_weights(shared),
+        state(shared),
+        grad_state(shared) {
+    grad_scores.sums.clear();
+    grad_q.sums.clear();
+    grad_k.sums.clear();
+  }
+
+  __device__ int64_t key_offset() const {
+    return sizes.key_at(place.b, sizes.begin(place.chunk), place.group) + n0;
+  }
+
+  /// Value channels from p0 on.
+  __device__ void copy_slice(int h, int p0) const {
+    const int p_columns = sizes.columns_from(p0);
+    const int64_t value_offset = sizes.value_at(place.b, sizes.begin(place.chunk), h) + p0;
+    const int64_t state_offset = sizes.head_chunk(place.b, h, place.chunk) * sizes.state_size() +
+                                 static_cast<int64_t>(n0) * sizes.d_value + p0;
+    copy_rows(grad_outputs, {in.grad_y + value_offset, sizes.value_step(), n_steps, p_columns}, rows);
+    copy_rows(values, {in.v + value_offset, sizes.value_step(), n_steps, p_columns}, rows);
+    copy_rows(state, {in.states + state_offset, sizes.d_value, n_channels, p_columns}, padded(n_channels));
+    copy_rows(grad_state, {in.grad_states + state_offset, sizes.d_value, n_channels, p_columns},
+              padded(n_channels));
+  }
+
+  /// What a slice of `columns` value channels gives to the three sums.
+  __device__ void add_slice(int columns) {
+    Tile product;
+    product.sums.clear();
+    product.add_product(grad_outputs, values.transposed(), {rows, rows, columns}, Zeros::result_upper);
+    add_scaled(grad_scores, product, [&](int i, int j) {
+      return i < rows && j < rows ? decays.between(i, j) * decays.scale[j] : 0.0f;
+    });
+    product.sums.clear();
+    product.add_product(grad_outputs, state.transposed(), {rows, padded(n_channels), columns});
+    add_scaled(grad_q, product, [&](int i, int) { return decays.from_start(i); });
+    product.sums.clear();
+    product.add_product(values, grad_state.transposed(), {rows, padded(n_channels), columns});
+    add_scaled(grad_k, product, [&](int i, int) { return decays.to_end(i) * decays.scale[i]; });
+  }
+
+  /// The products with q and k, once for all heads.
+  __device__ void add_scores() {
+    const TileRows<T>&keys = state, &queries = grad_state;
+    copy_rows(keys, {in.k + key_offset(), sizes.key_step(), n_steps, n_channels}, rows);
+    copy_rows(queries, {in.q + key_offset(), sizes.key_step(), n_steps, n_channels}, rows);
+    grad_scores.for_each([&](int i, int j, float value) {
+      if (i < rows && j < rows) grad_weights.set(i, j, from_float<T>(value));
+    });
+    finish_copies();
+    const Extent extent{rows, padded(n_channels), rows};
+    grad_q.add_product(grad_weights, keys, extent, Zeros::left_upper);
+    grad_k.add_product(grad_weights.transposed(), queries, extent, Zeros::left_lower);
+  }
+
+  template <class Element>
+  __device__ void write(Element* q, Element* k) {
+    const TargetRows<Element> to_q(q + key_offset(), sizes.key_step(), n_channels),
+        to_k(k + key_offset(), sizes.key_step(), n_channels);
+    grad_q.for_each_pair([&](int, int i, int n, float value, float next) {
+      if (i < n_steps && n < n_channels) to_q.store(i, n, value, next);
+    });
+    grad_k.for_each_pair([&](int, int i, int n, float value, float next) {
+      if (i < n_steps && n < n_channels) to_k.store(i, n, value, next);
+    });
+  }
+};
 
 /// A block owns a chunk, 64 key channels, and some heads of a group, which it adds up in order:
 ///   grad_q = (sum_h T_h) k + sum_h e_h (g_h S_h^T),   grad_k = (sum_h T_h)^T q + sum_h f_h (u_h dS'_h^T)
 /// with T_h = (g_h u_h^T) o L_h: since q and k are the group's, the products with T are made once, of the sum. Threads:
 /// Tile's; four tiles, 64 registers.
-/// Shared, with 64 steps and d_value 64, in KiB for bf16 (f32): ChunkDecays 1.5; g, v 18 (34); slices of S and dS', later
-/// of k and q 18 (34); T 9 (17): 46.5 (86.5).
+/// Shared, in KiB for bf16 (f32): ChunkDecays 1.5; g, v 18 (34); slices of S and dS', later of k and q 18 (34); T 9 (17):
+/// 46.5 (86.5).
 template <class T>
 __global__ void __launch_bounds__(tile_block, 2)
     key_gradients(BackwardInputs<T> in, KeyGradients<T> out, Sizes sizes, HeadParts parts) {
   SharedMemory shared;
-  const ChunkDecays decays(shared);
-  const SharedRows<T> grad_outputs = shared_rows<T>(shared, sizes.rows, sizes.value_columns());
-  const SharedRows<T> values = shared_rows<T>(shared, sizes.rows, sizes.value_columns());
-  const SharedArray<T> one = either_rows<T>(shared, tile_size, sizes.value_columns(), sizes.rows, tile_size);
-  const SharedArray<T> other =
-      either_rows<T>(shared, tile_size, sizes.value_columns(), sizes.rows, tile_size);
-  const SharedRows<T> state{one, 0, row_step<T>(sizes.value_columns())},
-      queries{one, 0, row_step<T>(tile_size)};
-  const SharedRows<T> grad_state{other, 0, row_step<T>(sizes.value_columns())},
-      keys{other, 0, row_step<T>(tile_size)};
-  const SharedRows<T> grad_weights = shared_rows<T>(shared, sizes.rows, sizes.rows);
-
   const Place place(sizes, parts.n_parts, sizes.n_key_slices());
-  const int64_t begin = sizes.begin(place.chunk);
-  const int n_steps = sizes.n_steps(place.chunk), rows = padded(n_steps);
-  const int n0 = place.slice * tile_size;
-  const int n_channels = sizes.d_key - n0 < tile_size ? sizes.d_key - n0 : tile_size;
-
-  Tile grad_scores, grad_q, grad_k;
-  grad_scores.sums.clear();
-  grad_q.sums.clear();
-  grad_k.sums.clear();
+  KeyPass<T> pass(shared, in, sizes, place);
   for (int h = parts.first(sizes, place); h < parts.last(sizes, place); ++h) {
-    const int64_t state_offset = sizes.head_chunk(place.b, h, place.chunk) * sizes.state_size() +
-                                 static_cast<int64_t>(n0) * sizes.d_value;
-    decays.load(sizes, in.decays, in.value_scale, place, h);
     for (int p0 = 0; p0 < sizes.d_value; p0 += tile_size) {
-      const int p_columns = sizes.columns_from(p0), columns = padded(p_columns);
-      const int64_t value_offset = sizes.value_at(place.b, begin, h) + p0;
-      copy_rows(grad_outputs, {in.grad_y + value_offset, sizes.value_step(), n_steps, p_columns}, rows);
-      copy_rows(values, {in.v + value_offset, sizes.value_step(), n_steps, p_columns}, rows);
-      copy_rows(state, {in.states + state_offset + p0, sizes.d_value, n_channels, p_columns},
-                padded(n_channels));
-      copy_rows(grad_state, {in.grad_states + state_offset + p0, sizes.d_value, n_channels, p_columns},
-                padded(n_channels));
+      pass.copy_slice(h, p0);
+      if (p0 == 0) pass.decays.load(sizes, in.decays, in.value_scale, place, h);
       finish_copies();
-      Tile product;
-      product.sums.clear();
-      product.add_product(grad_outputs, values.transposed(), {rows, rows, columns}, Zeros::result_upper);
-      add_scaled(grad_scores, product, [&](int i, int j) {
-        return i < rows && j < rows ? decays.between(i, j) * decays.scale[j] : 0.0f;
-      });
-      product.sums.clear();
-      product.add_product(grad_outputs, state.transposed(), {rows, padded(n_channels), columns});
-      add_scaled(grad_q, product, [&](int i, int) { return decays.from_start(i); });
-      product.sums.clear();
-      product.add_product(values, grad_state.transposed(), {rows, padded(n_channels), columns});
-      add_scaled(grad_k, product, [&](int i, int) { return decays.to_end(i) * decays.scale[i]; });
+      pass.add_slice(padded(sizes.columns_from(p0)));
       sync_block();
     }
   }
-
-  const int64_t key_offset = sizes.key_at(place.b, begin, place.group) + n0;
-  copy_rows(queries, {in.q + key_offset, sizes.key_step(), n_steps, n_channels}, rows);
-  copy_rows(keys, {in.k + key_offset, sizes.key_step(), n_steps, n_channels}, rows);
-  grad_scores.for_each([&](int i, int j, float value) {
-    if (i < rows && j < rows) grad_weights.set(i, j, from_float<T>(value));
-  });
-  finish_copies();
-  const Extent extent{rows, padded(n_channels), rows};
-  grad_q.add_product(grad_weights, keys, extent, Zeros::left_upper);
-  grad_k.add_product(grad_weights.transposed(), queries, extent, Zeros::left_lower);
-  const auto write = [&](Tile& tile, T* whole, float* part_sums) {
-    const int64_t part_offset = place.part * sizes.batch * sizes.length * sizes.key_step() + key_offset;
-    tile.for_each_pair([&](int, int i, int n, float value, float next) {
-      if (i >= n_steps) return;
-      if (parts.n_parts == 1) {
-        store_pair(whole + key_offset + i * sizes.key_step(), n, n_channels, value, next);
-      } else {
-        store_pair(part_sums + part_offset + i * sizes.key_step(), n, n_channels, value, next);
-      }
-    });
-  };
-  write(grad_q, out.grad_q, out.q_parts);
-  write(grad_k, out.grad_k, out.k_parts);
+  pass.add_scores();
+  if (parts.n_parts == 1) {
+    pass.write(out.grad_q, out.grad_k);
+  } else {
+    const int64_t part_offset = place.part * sizes.batch * sizes.length * sizes.key_step();
+    pass.write(out.q_parts + part_offset, out.k_parts + part_offset);
+  }
 }
 
 constexpr int sum_block = 256;
@@ -566,7 +657,7 @@ void launch_key_gradients(const MatrixStateBackwardArgs& args, const BackwardInp
   launch("matrix_state_key_gradients", key_gradients<T>,
          {.grid = {sizes.batch * sizes.n_chunks * sizes.n_groups * parts.n_parts * sizes.n_key_slices()},
           .block = tile_block,
-          .shared_bytes = keys_bytes(sizes, sizeof(T))},
+          .shared_bytes = keys_bytes(sizeof(T))},
          in,
          KeyGradients<T>{args.grad_q.data<T>(), args.grad_k.data<T>(), q_parts.data<float>(),
                          k_parts.data<float>()},
@@ -577,7 +668,7 @@ void launch_key_gradients(const MatrixStateBackwardArgs& args, const BackwardInp
 }
 
 int64_t backward_bytes(const Sizes& sizes, int element_bytes) {
-  return std::max(values_bytes(sizes, element_bytes), keys_bytes(sizes, element_bytes));
+  return std::max(values_bytes(sizes, element_bytes), keys_bytes(element_bytes));
 }
 
 }  // namespace

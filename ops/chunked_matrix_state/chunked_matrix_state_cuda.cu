@@ -5,6 +5,8 @@
 // Letters as in chunked_matrix_state_cpu.cpp. value_scale is folded into the factors of v, so that v itself is the
 // matrix units' operand.
 
+#include <algorithm>
+
 #include "ops/chunked_matrix_state/matrix_state_tiles.h"
 
 namespace headwater {
@@ -13,10 +15,9 @@ namespace {
 
 /// Shared memory of `outputs`.
 int64_t outputs_bytes(const Sizes& sizes, int element_bytes) {
-  return ChunkDecays::bytes + rows_bytes(sizes.rows, padded(sizes.d_key), element_bytes) +
-         either_bytes(sizes.rows, sizes.key_slice, sizes.key_slice, sizes.value_columns(), element_bytes) +
-         rows_bytes(sizes.rows, sizes.value_columns(), element_bytes) +
-         rows_bytes(sizes.rows, sizes.rows, element_bytes);
+  return ChunkDecays::bytes + 2 * tile_rows_bytes(element_bytes) +
+         tile_rows_bytes(element_bytes, std::max(sizes.rows, sizes.key_slice)) +
+         rows_bytes(sizes.rows, padded(sizes.d_key), element_bytes);
 }
 
 template <class T>
@@ -34,18 +35,14 @@ struct OutputArgs {
 /// A block owns a chunk, some heads of a group, one after another, and 64 value channels. What the heads share, q k^T,
 /// stays in registers, q in shared memory. Threads: Tile's; two tiles, 32 registers.
 /// Shared, with 64 steps, d_key 128, d_value 64, in KiB for bf16 (f32): ChunkDecays 1.5; q (rows, d_key) 17 (33); a slice
-/// of k, later of the state (key_slice, 64) 18 (34); v (rows, 64) 9 (17); weights (rows, rows) 9 (17): 54.5 (102.5).
+/// of k (rows, 64), later of the state (key_slice, 64) 18 (34); v (rows, 64) 9 (17); weights (rows, rows) 9 (17): 54.5 (102.5).
 template <class T>
 __global__ void __launch_bounds__(tile_block, 2) outputs(OutputArgs<T> args, Sizes sizes, HeadParts parts) {
   SharedMemory shared;
   const ChunkDecays decays(shared);
+  const TileRows<T> values(shared), weights(shared);
+  const TileRows<T> slice(shared, sizes.rows > sizes.key_slice ? sizes.rows : sizes.key_slice);
   const SharedRows<T> queries = shared_rows<T>(shared, sizes.rows, padded(sizes.d_key));
-  const SharedArray<T> slice =
-      either_rows<T>(shared, sizes.rows, sizes.key_slice, sizes.key_slice, sizes.value_columns());
-  const SharedRows<T> values = shared_rows<T>(shared, sizes.rows, sizes.value_columns());
-  const SharedRows<T> weights = shared_rows<T>(shared, sizes.rows, sizes.rows);
-  const SharedRows<T> keys{slice, 0, row_step<T>(sizes.key_slice)};
-  const SharedRows<T> state{slice, 0, row_step<T>(sizes.value_columns())};
 
   const Place place(sizes, parts.n_parts, sizes.n_value_slices());
   const int64_t begin = sizes.begin(place.chunk);
@@ -55,13 +52,13 @@ __global__ void __launch_bounds__(tile_block, 2) outputs(OutputArgs<T> args, Siz
   Tile scores;
   const int64_t key_offset = sizes.key_at(place.b, begin, place.group);
   copy_rows(queries, {args.q + key_offset, sizes.key_step(), n_steps, sizes.d_key}, rows);
-  compute_scores(scores, queries, keys, args.k + key_offset, n_steps, sizes);
+  compute_scores(scores, queries, slice, args.k + key_offset, n_steps, sizes);
 
   for (int h = parts.first(sizes, place); h < parts.last(sizes, place); ++h) {
     const int64_t value_offset = sizes.value_at(place.b, begin, h) + p0;
     const T* head_states = args.states + sizes.head_chunk(place.b, h, place.chunk) * sizes.state_size() + p0;
     copy_rows(values, {args.v + value_offset, sizes.value_step(), n_steps, p_columns}, rows);
-    copy_state(state, head_states, 0, p_columns, sizes);
+    copy_state(slice, head_states, 0, p_columns, sizes);
     decays.load(sizes, args.decays, args.value_scale, place, h);
     sync_block();
     scores.for_each([&](int i, int j, float score) {
@@ -69,7 +66,7 @@ __global__ void __launch_bounds__(tile_block, 2) outputs(OutputArgs<T> args, Siz
         weights.set(i, j, from_float<T>(score * decays.between(i, j) * decays.scale[j]));
     });
     Tile result;
-    compute_state_product(result, queries, state, head_states, rows, p_columns, sizes);
+    compute_state_product(result, queries, slice, head_states, rows, p_columns, sizes);
     result.for_each([&](int i, int, float& value) { value *= decays.from_start(i); });
     result.add_product(weights, values, {rows, padded(p_columns), rows}, Zeros::left_upper);
 
@@ -77,6 +74,7 @@ __global__ void __launch_bounds__(tile_block, 2) outputs(OutputArgs<T> args, Siz
     const float* skips = args.skip != nullptr && args.skip_per_channel
                              ? args.skip + static_cast<int64_t>(h) * sizes.d_value + p0
                              : nullptr;
+    const TargetRows<T> y(args.y + value_offset, sizes.value_step(), p_columns);
     result.for_each_pair([&](int, int i, int p, float value, float next) {
       if (i >= n_steps || p >= p_columns) return;
       if (args.skip != nullptr) {
@@ -84,7 +82,7 @@ __global__ void __launch_bounds__(tile_block, 2) outputs(OutputArgs<T> args, Siz
         const bool has_next = p + 1 < p_columns;
         next += (skips != nullptr && has_next ? skips[p + 1] : head_skip) * to_float(values.get(i, p + 1));
       }
-      store_pair(args.y + value_offset + i * sizes.value_step(), p, p_columns, value, next);
+      y.store(i, p, value, next);
     });
     sync_block();
   }

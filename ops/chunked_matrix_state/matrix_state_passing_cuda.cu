@@ -97,42 +97,50 @@ struct StatesArgs {
   float* states;
 };
 
+template <class T>
+__device__ void load_factors(const StatesArgs<T>& args, const Sizes& sizes, const Place& place, int h,
+                             const SharedArray<float>& factors) {
+  const int i = static_cast<int>(threadIdx.x);
+  if (i >= sizes.n_steps(place.chunk)) return;
+  const int64_t step = sizes.step_at(place.b, sizes.begin(place.chunk) + i, h);
+  const float factor =
+      args.decays[sizes.head_chunk(place.b, h, place.chunk) * decay_rows_size + args.factors * tile_size + i];
+  factors[i] = args.value_scale != nullptr ? factor * args.value_scale[step] : factor;
+}
+
 /// A block owns one head's chunk and 64 value channels, and walks the key channels 64 at a time: states = keys^T
 /// (factors values). Threads: Tile's.
 /// Shared: 64 factors, values (rows, 64), keys (rows, 64): 18.3 KiB with bf16, 34.3 KiB with f32, at 64 steps.
 template <class T>
-__global__ void __launch_bounds__(tile_block) build_states(StatesArgs<T> args, Sizes sizes) {
+__global__ void __launch_bounds__(tile_block, 4) build_states(StatesArgs<T> args, Sizes sizes) {
   SharedMemory shared;
   const SharedArray<float> factors = shared.array<float>(tile_size);
-  const SharedRows<T> values = shared_rows<T>(shared, sizes.rows, sizes.value_columns());
-  const SharedRows<T> keys = shared_rows<T>(shared, sizes.rows, tile_size);
+  const TileRows<T> values(shared), keys(shared);
   const Place place(sizes, sizes.heads_per_group(), sizes.n_value_slices());
   const int h = place.group * sizes.heads_per_group() + place.part;
   const int n_steps = sizes.n_steps(place.chunk), rows = padded(n_steps);
   const int64_t begin = sizes.begin(place.chunk), head_chunk = sizes.head_chunk(place.b, h, place.chunk);
   const int p0 = place.slice * tile_size, p_columns = sizes.columns_from(p0);
 
-  if (static_cast<int>(threadIdx.x) < n_steps) {
-    const int i = static_cast<int>(threadIdx.x);
-    const float scale =
-        args.value_scale != nullptr ? args.value_scale[sizes.step_at(place.b, begin + i, h)] : 1.0f;
-    factors[i] = scale * args.decays[head_chunk * decay_rows_size + args.factors * tile_size + i];
-  }
-  sync_block();
-  const T* from = args.values + sizes.value_at(place.b, begin, h) + p0;
-  copy_scaled_rows(values, {from, sizes.value_step(), n_steps, p_columns}, rows, factors);
+  const T* key_rows = args.keys + sizes.key_at(place.b, begin, place.group);
   for (int n0 = 0; n0 < sizes.d_key; n0 += tile_size) {
     const int n_columns = sizes.d_key - n0 < tile_size ? sizes.d_key - n0 : tile_size;
-    const T* key_rows = args.keys + sizes.key_at(place.b, begin, place.group) + n0;
-    copy_rows(keys, {key_rows, sizes.key_step(), n_steps, n_columns}, rows);
+    copy_rows(keys, {key_rows + n0, sizes.key_step(), n_steps, n_columns}, rows);
+    if (n0 == 0) {
+      load_factors(args, sizes, place, h, factors);
+      sync_block();
+      const T* from = args.values + sizes.value_at(place.b, begin, h) + p0;
+      copy_scaled_rows(values, {from, sizes.value_step(), n_steps, p_columns}, rows, factors);
+    }
     finish_copies();
     Tile state;
     state.sums.clear();
     state.add_product(keys.transposed(), values, {padded(n_columns), padded(p_columns), rows});
-    float* target = args.states + head_chunk * sizes.state_size() + static_cast<int64_t>(n0) * sizes.d_value;
+    const TargetRows<float> target(
+        args.states + head_chunk * sizes.state_size() + static_cast<int64_t>(n0) * sizes.d_value + p0,
+        sizes.d_value, p_columns);
     state.for_each_pair([&](int, int n, int p, float value, float next) {
-      if (n < n_columns)
-        store_pair(target + static_cast<int64_t>(n) * sizes.d_value + p0, p, p_columns, value, next);
+      if (n < n_columns && p < p_columns) target.store(n, p, value, next);
     });
     sync_block();
   }
@@ -243,9 +251,7 @@ Tensor chunk_states(const Tensor& keys, const Tensor& values, const Tensor& valu
     launch("matrix_state_build_states", build_states<T>,
            {.grid = {sizes.batch * sizes.n_chunks * sizes.n_heads * sizes.n_value_slices()},
             .block = tile_block,
-            .shared_bytes = shared_bytes<float>(tile_size) +
-                            rows_bytes(sizes.rows, sizes.value_columns() + tile_size, sizeof(T)) +
-                            rows_bytes(sizes.rows, 0, sizeof(T))},
+            .shared_bytes = shared_bytes<float>(tile_size) + 2 * tile_rows_bytes(sizeof(T))},
            StatesArgs<T>{keys.data<T>(), values.data<T>(), value_scale.data<float>(),
                          decays.rows.data<float>(), factors, states.data<float>()},
            sizes);

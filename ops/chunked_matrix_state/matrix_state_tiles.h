@@ -46,9 +46,6 @@ struct Sizes {
   HEADWATER_HOST_DEVICE int heads_per_group() const { return n_heads / n_groups; }
   HEADWATER_HOST_DEVICE int n_value_slices() const { return (d_value + tile_size - 1) / tile_size; }
   HEADWATER_HOST_DEVICE int n_key_slices() const { return (d_key + tile_size - 1) / tile_size; }
-  HEADWATER_HOST_DEVICE int value_columns() const {  // of a slice
-    return padded(d_value) < tile_size ? padded(d_value) : tile_size;
-  }
   HEADWATER_HOST_DEVICE int64_t begin(int64_t chunk) const { return chunk * chunk_len; }
   HEADWATER_HOST_DEVICE int columns_from(int p0) const {  // value channels of the slice that begins with p0
     return d_value - p0 < tile_size ? d_value - p0 : tile_size;
@@ -170,14 +167,16 @@ struct ChunkDecays {
 
 // ---- tiles
 
-/// A matrix of up to 64 columns in shared memory. Its rows are as far apart as if it had all 64, whatever the sizes: a
-/// distance that is known when compiling costs no registers.
+/// A matrix of up to 64 columns in shared memory. Its rows are as far apart as if it had all 64, and unless told otherwise
+/// it has 64: places that are known when compiling cost no registers. So kernels take arrays of fixed size first.
 template <class T>
 struct TileRows : SharedRows<T> {
-  __device__ explicit TileRows(const SharedArray<T>& data) : SharedRows<T>{data, 0, row_step<T>(tile_size)} {}
-  __device__ TileRows(SharedMemory& shared, int rows)
-      : TileRows(shared.array<T>(rows * row_step<T>(tile_size))) {}
+  __device__ explicit TileRows(SharedMemory& shared, int n_rows = tile_size)
+      : SharedRows<T>{shared.array<T>(n_rows * row_step<T>(tile_size)), 0, row_step<T>(tile_size)} {}
 };
+constexpr int64_t tile_rows_bytes(int element_bytes, int n_rows = tile_size) {
+  return rows_bytes(n_rows, tile_size, element_bytes);
+}
 
 /// Rows, columns and depth of a product, multiples of 16 up to 64 (the depth may be any multiple).
 struct Extent {
@@ -246,17 +245,32 @@ __device__ inline void add_scaled(Tile& tile, Tile& product, const Factor& facto
   }
 }
 
-/// Two neighbours of a row of `columns` elements, the first at to[column].
+/// Where a tile's rows go in global memory: row i at data + i * step, `columns` elements.
 template <class T>
-__device__ inline void store_pair(T* to, int column, int columns, float value, float next) {
-  T* at = to + column;
-  if (column + 1 < columns && reinterpret_cast<uintptr_t>(at) % (2 * sizeof(T)) == 0) {
-    store_packed(at, Packed<T, 2>{from_float<T>(value), from_float<T>(next)});
-    return;
+struct TargetRows {
+  T* data;
+  int64_t step;
+  int columns;
+  bool in_pairs;  // whether two neighbours can be written at once
+
+  __device__ TargetRows(T* first, int64_t row_distance, int n_columns)
+      : data(first),
+        step(row_distance),
+        columns(n_columns),
+        in_pairs(n_columns % 2 == 0 && row_distance % 2 == 0 &&
+                 reinterpret_cast<uintptr_t>(first) % (2 * sizeof(T)) == 0) {}
+
+  /// `column` is even and less than `columns`.
+  __device__ void store(int row, int column, float value, float next) const {
+    T* to = data + row * step + column;
+    if (in_pairs) {
+      store_packed(to, Packed<T, 2>{from_float<T>(value), from_float<T>(next)});
+    } else {
+      to[0] = from_float<T>(value);
+      if (column + 1 < columns) to[1] = from_float<T>(next);
+    }
   }
-  if (column < columns) at[0] = from_float<T>(value);
-  if (column + 1 < columns) at[1] = from_float<T>(next);
-}
+};
 
 // ---- from global to shared memory, by the whole block
 
@@ -285,6 +299,7 @@ __device__ inline void copy_rows(const SharedRows<T>& to, const GlobalRows<T>& f
   constexpr int width = 16 / static_cast<int>(sizeof(T));
   const int columns = padded(from.columns), packs = columns / width;
   if (from.is_packed()) {
+#pragma unroll 1
     for (int item = static_cast<int>(threadIdx.x); item < rows * packs; item += tile_block) {
       const int row = item / packs, column = item % packs * width, index = row * to.row_step + column;
       if (row < from.rows && column < from.columns) {
@@ -295,6 +310,7 @@ __device__ inline void copy_rows(const SharedRows<T>& to, const GlobalRows<T>& f
     }
     return;
   }
+#pragma unroll 1
   for (int item = static_cast<int>(threadIdx.x); item < rows * columns; item += tile_block) {
     const int row = item / columns, column = item % columns;
     const bool inside = row < from.rows && column < from.columns;
@@ -336,24 +352,9 @@ __device__ inline void finish_copies() {
 
 // ---- a chunk's products with q and k, which may be wider than what is in shared memory at a time
 
-/// Bytes of an array that holds either of two matrices.
-constexpr int64_t either_bytes(int64_t rows, int64_t columns, int64_t other_rows, int64_t other_columns,
-                               int element_bytes) {
-  const int64_t one = rows_bytes(rows, columns, element_bytes);
-  const int64_t other = rows_bytes(other_rows, other_columns, element_bytes);
-  return one > other ? one : other;
-}
-/// The array.
-template <class T>
-__device__ inline SharedArray<T> either_rows(SharedMemory& shared, int rows, int columns, int other_rows,
-                                             int other_columns) {
-  const int one = rows * row_step<T>(columns), other = other_rows * row_step<T>(other_columns);
-  return shared.array<T>(one > other ? one : other);
-}
-
 /// Rows n0 ... n0 + key_slice of a state, whose rows begin at from + n * d_value.
 template <class T>
-__device__ inline void copy_state(const SharedRows<T>& state, const T* from, int n0, int p_columns,
+__device__ inline void copy_state(const TileRows<T>& state, const T* from, int n0, int p_columns,
                                   const Sizes& sizes) {
   const int n_rows = sizes.d_key - n0 < sizes.key_slice ? sizes.d_key - n0 : sizes.key_slice;
   copy_rows(state, {from + static_cast<int64_t>(n0) * sizes.d_value, sizes.d_value, n_rows, p_columns},
@@ -368,12 +369,12 @@ __device__ inline int slice_depth(const Sizes& sizes, int n0) {
 /// scores = q k^T on and below the diagonal; `keys` is shared memory for a slice of k. Waits for q, if that is on its
 /// way, and leaves `keys` free.
 template <class T>
-__device__ inline void compute_scores(Tile& scores, const SharedRows<T>& queries, const SharedRows<T>& keys,
+__device__ inline void compute_scores(Tile& scores, const SharedRows<T>& queries, const TileRows<T>& keys,
                                       const T* k, int n_steps, const Sizes& sizes) {
   const int rows = padded(n_steps);
   scores.sums.clear();
-  for (int n0 = 0; n0 < sizes.d_key; n0 += sizes.key_slice) {
-    const int n_columns = sizes.d_key - n0 < sizes.key_slice ? sizes.d_key - n0 : sizes.key_slice;
+  for (int n0 = 0; n0 < sizes.d_key; n0 += tile_size) {
+    const int n_columns = sizes.d_key - n0 < tile_size ? sizes.d_key - n0 : tile_size;
     copy_rows(keys, {k + n0, sizes.key_step(), n_steps, n_columns}, rows);
     finish_copies();
     scores.add_product(queries.at(0, n0), keys.transposed(), {rows, rows, padded(n_columns)},
@@ -385,8 +386,8 @@ __device__ inline void compute_scores(Tile& scores, const SharedRows<T>& queries
 /// result = left S; slice 0 of S is on its way into `state`.
 template <class T>
 __device__ inline void compute_state_product(Tile& result, const SharedRows<T>& left,
-                                             const SharedRows<T>& state, const T* from, int rows,
-                                             int p_columns, const Sizes& sizes) {
+                                             const TileRows<T>& state, const T* from, int rows, int p_columns,
+                                             const Sizes& sizes) {
   result.sums.clear();
   for (int n0 = 0; n0 < sizes.d_key; n0 += sizes.key_slice) {
     if (n0 > 0) {
