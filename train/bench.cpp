@@ -218,9 +218,11 @@ BenchReport bench_decoding(const Config& config, int64_t n_tokens) {
   set_n_threads(static_cast<int>(config.run.threads));
   const auto model = make_model(config);
   TokenStep decoder(*model);
-  std::vector<float> logits = decoder.advance(random_tokens({16}, model->vocab_size(), 1).to_vector<int32_t>());
+  std::vector<float> logits =
+      decoder.advance(random_tokens({16}, model->vocab_size(), 1).to_vector<int32_t>());
   const auto next = [&] {
-    logits = decoder.advance({static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin())});
+    logits = decoder.advance(
+        {static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin())});
   };
   for (int i = 0; i < 8; ++i) next();
   BenchReport report;

@@ -23,7 +23,8 @@ TokenStep::TokenStep(const LanguageModel& model) : model_(model) {}
 std::vector<float> TokenStep::advance(const std::vector<int32_t>& tokens) {
   const NoGradient no_gradient;
   const bool is_single = tokens.size() == 1;
-  if (is_single && state_keeps_its_shapes_ && model_.device().is_cuda()) return advance_recorded(tokens.front());
+  if (is_single && state_keeps_its_shapes_ && model_.device().is_cuda())
+    return advance_recorded(tokens.front());
   graph_.reset();
   const auto n = static_cast<int64_t>(tokens.size());
   LanguageModel::Hidden out = model_.forward(Tensor::from_vector<int32_t>({1, n}, tokens), state_, {});

@@ -389,13 +389,20 @@ struct ValuePass {
   }
 };
 
+// Two blocks' shared memory fits a multiprocessor from Hopper on; before, asking for two would only spill registers.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr int bf16_blocks = 1;
+#else
+constexpr int bf16_blocks = 2;
+#endif
+
 /// A block owns a chunk and some heads of a group, one after another; each head's value channels are walked 64 at a time,
 /// its key channels key_slice at a time. Every sum of a step that an earlier slice has begun is added to. q k^T, which the
 /// heads share, stays on chip. Threads: Tile's; at most two tiles at a time, 32 registers.
 /// Shared, with 64 steps, d_key 128, d_value 64, in KiB for bf16 (f32): decays and sums 5.5; q k^T 10; g, v, weights 27
 /// (51); slices of S and dS' 36 (68); q, k 34 (66): 112.5 (200.5). Two blocks with bf16, one with f32, fit an H100.
 template <class T>
-__global__ void __launch_bounds__(tile_block, sizeof(T) == 2 ? 2 : 1)
+__global__ void __launch_bounds__(tile_block, sizeof(T) == 2 ? bf16_blocks : 1)
     value_gradients(BackwardInputs<T> in, ValueGradients<T> out, Sizes sizes, HeadParts parts) {
   SharedMemory shared;
   const Place place(sizes, parts.n_parts, 1);

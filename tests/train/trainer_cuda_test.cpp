@@ -181,7 +181,8 @@ TEST_CASE("cuda: a decoded token, recorded as a graph, has the logits of the who
   // A longer piece in between starts from the recorded steps' state.
   const std::vector<float> after = stepwise.advance({7, 8, 9});
   const std::vector<float> expected = TokenStep(model).advance({3, 1, 4, 1, 5, 9, 2, 6, 7, 8, 9});
-  for (size_t i = 0; i < after.size(); ++i) REQUIRE(after[i] == Approx(expected[i]).epsilon(1e-4).margin(1e-5));
+  for (size_t i = 0; i < after.size(); ++i)
+    REQUIRE(after[i] == Approx(expected[i]).epsilon(1e-4).margin(1e-5));
 }
 
 TEST_CASE("Trainer on cuda: what does not go together is refused") {
