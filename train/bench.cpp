@@ -242,7 +242,21 @@ BenchReport bench_decoding(const Config& config, int64_t n_tokens) {
   return report;
 }
 
-std::string bench_engine(const Config& config) {
+std::string EngineReport::text() const {
+  std::string result;
+  for (const auto& [length, us] : us_per_token) {
+    result += fmt::format("length {:>8}: {:.4f} us per token, forward + backward\n", length, us);
+  }
+  return result;
+}
+
+std::string EngineReport::json() const {
+  nlohmann::ordered_json json;
+  for (const auto& [length, us] : us_per_token) json["us_per_token"][std::to_string(length)] = us;
+  return json.dump();
+}
+
+EngineReport bench_engine(const Config& config) {
   set_n_threads(static_cast<int>(config.run.threads));
   const Device device = parse_device(config.run.device);
   const DType dtype = parse_precision(config.run.train.precision);
@@ -250,7 +264,7 @@ std::string bench_engine(const Config& config) {
   const int64_t n_heads = device.is_cpu() ? 8 : 32;
   const auto lengths =
       device.is_cpu() ? std::vector<int64_t>{1024, 8192, 65536} : std::vector<int64_t>{2048, 32768};
-  std::string result;
+  EngineReport report;
   for (const int64_t length : lengths) {
     const int64_t batch = device.is_cpu() ? 1 : lengths.back() / length;
     const auto leaf = [&](const Tensor& tensor, DType as) {
@@ -281,10 +295,9 @@ std::string bench_engine(const Config& config) {
       for (const Variable& input : {inputs.q, inputs.k, inputs.v, inputs.log_decay})
         input.gradient().release();
     }
-    result += fmt::format("length {:>8}: {:.4f} us per token, forward + backward\n", length,
-                          1e6 * median(seconds) / static_cast<double>(batch * length));
+    report.us_per_token.emplace_back(length, 1e6 * median(seconds) / static_cast<double>(batch * length));
   }
-  return result;
+  return report;
 }
 
 }  // namespace headwater

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/profile.h"
@@ -35,8 +36,15 @@ BenchReport bench_training(const Config& config, int64_t n_steps);
 /// Tokens decoded one by one, batch 1, after a short prompt.
 BenchReport bench_decoding(const Config& config, int64_t n_tokens);
 
-/// The matrix-state engine alone, forward and backward: seconds per token must not grow with the length. One line for each
-/// length. On the CPU 8 heads, batch 1, 1k to 64k steps; on a GPU 32 heads, 32k tokens in rows of 2k and of 32k steps.
-std::string bench_engine(const Config& config);
+/// Microseconds per token, forward and backward, by length.
+struct EngineReport {
+  std::vector<std::pair<int64_t, double>> us_per_token;
+
+  std::string text() const;
+  std::string json() const;
+};
+
+/// The matrix-state engine alone: the time per token must not grow with the length. On the CPU 8 heads, batch 1, 1k to 64k steps; on a GPU 32 heads, 32k tokens in rows of 2k and of 32k steps.
+EngineReport bench_engine(const Config& config);
 
 }  // namespace headwater

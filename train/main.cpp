@@ -243,7 +243,7 @@ void add_bench(CLI::App& app) {
   auto* command =
       app.add_subcommand("bench", "Measure training steps, decoding, or an engine on this machine");
   struct Arguments {
-    std::string config, op, device = "cpu", precision = "f32";
+    std::string config, op;
     int64_t steps = 5, tokens = 128;
     bool decode = false, json = false;
   };
@@ -256,13 +256,11 @@ void add_bench(CLI::App& app) {
   command->add_option("--tokens", args->tokens, "Tokens to decode")
       ->check(CLI::Range(1, 1000000))
       ->capture_default_str();
-  command->add_option("--op", args->op, "Measure an engine alone over growing lengths")
+  command
+      ->add_option(
+          "--op", args->op,
+          "Measure an engine alone over growing lengths, on the device and in the precision of --model")
       ->check(CLI::IsMember({"chunked_matrix_state"}));
-  command->add_option("--op-device", args->device, "Where --op computes: cpu, cuda or cuda:N")
-      ->capture_default_str();
-  command->add_option("--op-precision", args->precision, "What --op computes with")
-      ->check(CLI::IsMember({"f32", "bf16"}))
-      ->capture_default_str();
   command->add_flag("--json", args->json, "Print one line of JSON");
   command->allow_extras();
   command->callback([args, command] {
@@ -272,14 +270,12 @@ void add_bench(CLI::App& app) {
     require(!args->config.empty() || overrides.empty(),
             "bench: '{}' changes a config, but none is given; give --model CONFIG",
             overrides.empty() ? "" : overrides.front());
+    const Config config = args->config.empty() ? Config{} : load_config(args->config, overrides);
     if (!args->op.empty()) {
-      Config config;
-      config.run.device = args->device;
-      config.run.train.precision = args->precision;
-      fmt::print("{}", bench_engine(config));
+      const EngineReport report = bench_engine(config);
+      fmt::print("{}{}", args->json ? report.json() : report.text(), args->json ? "\n" : "");
       return;
     }
-    const Config config = load_config(args->config, overrides);
     const BenchReport report =
         args->decode ? bench_decoding(config, args->tokens) : bench_training(config, args->steps);
     fmt::print("{}{}", args->json ? report.json() : report.text(), args->json ? "\n" : "");
