@@ -147,7 +147,8 @@ std::string BenchReport::text() const {
 }
 
 std::string BenchReport::json() const {
-  nlohmann::ordered_json json{{"tokens_per_second", tokens_per_second},
+  nlohmann::ordered_json json{{"device", device},
+                              {"tokens_per_second", tokens_per_second},
                               {"step_ms", step_ms},
                               {"peak_bytes", peak_bytes},
                               {"peak_rss_bytes", peak_rss_bytes},
@@ -178,6 +179,7 @@ BenchReport bench_training(const Config& config, int64_t n_steps) {
   for (int i = 0; i < warm_up_steps; ++i) step();
 
   BenchReport report;
+  report.device = to_string(device);
   reset_peak_memory(device);
   const int64_t allocations_before = memory_statistics(device).system_allocations;
   std::vector<double> seconds;
@@ -227,6 +229,7 @@ BenchReport bench_decoding(const Config& config, int64_t n_tokens) {
   for (int i = 0; i < 8; ++i) next();
   BenchReport report;
   const Device device = model->device();
+  report.device = to_string(device);
   const int64_t allocations_before = memory_statistics(device).system_allocations;
   std::vector<double> seconds;
   for (int64_t i = 0; i < n_tokens; ++i) {
@@ -251,7 +254,7 @@ std::string EngineReport::text() const {
 }
 
 std::string EngineReport::json() const {
-  nlohmann::ordered_json json;
+  nlohmann::ordered_json json{{"device", device}};
   for (const auto& [length, us] : us_per_token) json["us_per_token"][std::to_string(length)] = us;
   return json.dump();
 }
@@ -265,6 +268,7 @@ EngineReport bench_engine(const Config& config) {
   const auto lengths =
       device.is_cpu() ? std::vector<int64_t>{1024, 8192, 65536} : std::vector<int64_t>{2048, 32768};
   EngineReport report;
+  report.device = to_string(device);
   for (const int64_t length : lengths) {
     const int64_t batch = device.is_cpu() ? 1 : lengths.back() / length;
     const auto leaf = [&](const Tensor& tensor, DType as) {

@@ -13,6 +13,7 @@
 namespace headwater {
 
 struct BenchReport {
+  std::string device;
   double tokens_per_second = 0.0;
   double step_ms = 0.0;            ///< median
   int64_t peak_bytes = 0;          ///< of tensors
@@ -38,6 +39,7 @@ BenchReport bench_decoding(const Config& config, int64_t n_tokens);
 
 /// Microseconds per token, forward and backward, by length.
 struct EngineReport {
+  std::string device;
   std::vector<std::pair<int64_t, double>> us_per_token;
 
   std::string text() const;
