@@ -13,6 +13,8 @@
 //   softplus    grad_x = g s
 //   negative_exp  grad_x = -g e^x
 //   silu_mul    grad_gate = g up s (1 + gate (1 - s)),   grad_up = g gate s,   s = sigmoid(gate)
+//   sigmoid_mul   grad_gate = g up s (1 - s),   grad_up = g s
+//   squared_relu  grad_x = 2 g max(x, 0)
 
 namespace headwater {
 namespace {
@@ -32,6 +34,24 @@ Variable unary(const Variable& x, const Kernel<ElementwiseUnaryArgs>& forward,
       const Tensor grad_x = empty_like(x.value());
       backward(x.device(), {x.value(), grad_outputs[0], grad_x});
       x.add_gradient(grad_x);
+    });
+  }
+  return y;
+}
+
+/// The wiring of the products of a gate's function and something else.
+Variable gated(const char* op, const Variable& gate, const Variable& up,
+               const Kernel<ElementwiseBinaryArgs>& forward, const Kernel<GatedBackwardArgs>& backward) {
+  check_pair(op, "gate", gate, "up", up);
+  Variable y(empty_like(gate.value()));
+  forward(gate.device(), {gate.value(), up.value(), y.value()});
+  if (Tape* tape = Tape::recording({gate, up})) {
+    tape->record({&y}, [gate, up, &backward](const std::vector<Tensor>& grad_outputs) {
+      const Tensor grad_gate = empty_like(gate.value());
+      const Tensor grad_up = empty_like(up.value());
+      backward(gate.device(), {gate.value(), up.value(), grad_outputs[0], grad_gate, grad_up});
+      gate.add_gradient(grad_gate);
+      up.add_gradient(grad_up);
     });
   }
   return y;
@@ -110,19 +130,15 @@ Variable negative_exp(const Variable& x) {
 }
 
 Variable silu_mul(const Variable& gate, const Variable& up) {
-  check_pair("silu_mul", "gate", gate, "up", up);
-  Variable y(empty_like(gate.value()));
-  silu_mul_forward(gate.device(), {gate.value(), up.value(), y.value()});
-  if (Tape* tape = Tape::recording({gate, up})) {
-    tape->record({&y}, [gate, up](const std::vector<Tensor>& grad_outputs) {
-      const Tensor grad_gate = empty_like(gate.value());
-      const Tensor grad_up = empty_like(up.value());
-      silu_mul_backward(gate.device(), {gate.value(), up.value(), grad_outputs[0], grad_gate, grad_up});
-      gate.add_gradient(grad_gate);
-      up.add_gradient(grad_up);
-    });
-  }
-  return y;
+  return gated("silu_mul", gate, up, silu_mul_forward, silu_mul_backward);
+}
+
+Variable sigmoid_mul(const Variable& gate, const Variable& up) {
+  return gated("sigmoid_mul", gate, up, sigmoid_mul_forward, sigmoid_mul_backward);
+}
+
+Variable squared_relu(const Variable& x) {
+  return unary(x, squared_relu_forward, squared_relu_backward);
 }
 
 Variable cast(const Variable& x, DType dtype) {

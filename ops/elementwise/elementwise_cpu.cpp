@@ -50,6 +50,25 @@ void map_binary(const char* op, const ElementwiseBinaryArgs& args, const Functio
   });
 }
 
+/// grad_up[i] = grad_y[i] function(gate[i], s), grad_gate[i] = grad_y[i] up[i] derivative(gate[i], s), s = sigmoid(gate[i]).
+template <class Function, class Derivative>
+void map_gated_gradients(const char* op, const GatedBackwardArgs& args, const Function& function,
+                         const Derivative& derivative) {
+  dispatch_real(args.gate.dtype(), op, [&](auto element) {
+    using T = decltype(element);
+    const T* gate = args.gate.data<T>();
+    const T* up = args.up.data<T>();
+    const T* grad_y = args.grad_y.data<T>();
+    T* grad_gate = args.grad_gate.data<T>();
+    T* grad_up = args.grad_up.data<T>();
+    for_each_element(args.gate.numel(), [=](int64_t i) {
+      const T s = sigmoid(gate[i]);
+      grad_gate[i] = grad_y[i] * up[i] * derivative(gate[i], s);
+      grad_up[i] = grad_y[i] * function(gate[i], s);
+    });
+  });
+}
+
 }  // namespace
 
 void elementwise_cast_cpu(const ElementwiseUnaryArgs& args) {
@@ -97,20 +116,27 @@ void silu_mul_forward_cpu(const ElementwiseBinaryArgs& args) {
   map_binary("silu_mul", args, [](auto gate, auto up) { return silu(gate) * up; });
 }
 
-void silu_mul_backward_cpu(const SiluMulBackwardArgs& args) {
-  dispatch_real(args.gate.dtype(), "silu_mul", [&](auto element) {
-    using T = decltype(element);
-    const T* gate = args.gate.data<T>();
-    const T* up = args.up.data<T>();
-    const T* grad_y = args.grad_y.data<T>();
-    T* grad_gate = args.grad_gate.data<T>();
-    T* grad_up = args.grad_up.data<T>();
-    for_each_element(args.gate.numel(), [=](int64_t i) {
-      const T s = sigmoid(gate[i]);
-      grad_gate[i] = grad_y[i] * up[i] * s * (T{1} + gate[i] * (T{1} - s));
-      grad_up[i] = grad_y[i] * gate[i] * s;
-    });
-  });
+void silu_mul_backward_cpu(const GatedBackwardArgs& args) {
+  map_gated_gradients(
+      "silu_mul", args, [](auto gate, auto s) { return gate * s; },
+      [](auto gate, auto s) { return s * (1 + gate * (1 - s)); });
+}
+
+void sigmoid_mul_forward_cpu(const ElementwiseBinaryArgs& args) {
+  map_binary("sigmoid_mul", args, [](auto gate, auto up) { return sigmoid(gate) * up; });
+}
+
+void sigmoid_mul_backward_cpu(const GatedBackwardArgs& args) {
+  map_gated_gradients(
+      "sigmoid_mul", args, [](auto, auto s) { return s; }, [](auto, auto s) { return s * (1 - s); });
+}
+
+void squared_relu_forward_cpu(const ElementwiseUnaryArgs& args) {
+  map_unary("squared_relu", args, [](auto x) { return x < 0 ? decltype(x)(0) : x * x; });
+}
+
+void squared_relu_backward_cpu(const ElementwiseUnaryBackwardArgs& args) {
+  map_gradient("squared_relu", args, [](auto x) { return x < 0 ? decltype(x)(0) : 2 * x; });
 }
 
 }  // namespace headwater

@@ -63,31 +63,32 @@ __global__ void map_elements(Function function, int64_t n, Y* y, const In*... in
   if (last < n) store<1>(y + last, apply<1>(function, load<1>(in + last)...));
 }
 
-template <int N, class T>
-__device__ void silu_mul_gradients(const T* gate, const T* up, const T* grad_y, T* grad_gate, T* grad_up) {
+template <int N, class Gate, class T>
+__device__ void gated_gradients(const Gate& function, const T* gate, const T* up, const T* grad_y,
+                                T* grad_gate, T* grad_up) {
   const Floats<N> gates = load<N>(gate), ups = load<N>(up), given = load<N>(grad_y);
   Floats<N> to_gate, to_up;
 #pragma unroll
   for (int k = 0; k < N; ++k) {
     const float s = sigmoid_of(gates.values[k]);
-    to_gate.values[k] = given.values[k] * ups.values[k] * s * (1.0f + gates.values[k] * (1.0f - s));
-    to_up.values[k] = given.values[k] * gates.values[k] * s;
+    to_gate.values[k] = given.values[k] * ups.values[k] * function.derivative(gates.values[k], s);
+    to_up.values[k] = given.values[k] * function.value(gates.values[k], s);
   }
   store<N>(grad_gate, to_gate);
   store<N>(grad_up, to_up);
 }
 
 /// As map_elements, with two outputs: one exponential and one pass for both.
-template <int N, class T>
-__global__ void silu_mul_backward_elements(int64_t n, const T* gate, const T* up, const T* grad_y,
-                                           T* grad_gate, T* grad_up) {
+template <int N, class Gate, class T>
+__global__ void gated_backward_elements(Gate function, int64_t n, const T* gate, const T* up, const T* grad_y,
+                                        T* grad_gate, T* grad_up) {
   const int64_t n_packed = n / N * N;
   for (int64_t i = first_element() * N; i < n_packed; i += element_stride() * N) {
-    silu_mul_gradients<N>(gate + i, up + i, grad_y + i, grad_gate + i, grad_up + i);
+    gated_gradients<N>(function, gate + i, up + i, grad_y + i, grad_gate + i, grad_up + i);
   }
   const int64_t last = n_packed + first_element();
   if (last < n) {
-    silu_mul_gradients<1>(gate + last, up + last, grad_y + last, grad_gate + last, grad_up + last);
+    gated_gradients<1>(function, gate + last, up + last, grad_y + last, grad_gate + last, grad_up + last);
   }
 }
 
@@ -125,6 +126,25 @@ struct NegativeExpGradient {
 struct SiluMul {
   __device__ float operator()(float gate, float up) const { return silu_of(gate) * up; }
 };
+struct SigmoidMul {
+  __device__ float operator()(float gate, float up) const { return sigmoid_of(gate) * up; }
+};
+struct SquaredRelu {
+  __device__ float operator()(float x) const { return x < 0.0f ? 0.0f : x * x; }
+};
+struct SquaredReluGradient {
+  __device__ float operator()(float x, float grad_y) const { return grad_y * (x < 0.0f ? 0.0f : 2.0f * x); }
+};
+
+/// What gates do and its derivative, given s = sigmoid(gate).
+struct SiluGate {
+  __device__ float value(float gate, float s) const { return gate * s; }
+  __device__ float derivative(float gate, float s) const { return s * (1.0f + gate * (1.0f - s)); }
+};
+struct SigmoidGate {
+  __device__ float value(float, float s) const { return s; }
+  __device__ float derivative(float, float s) const { return s * (1.0f - s); }
+};
 
 /// How many elements a thread takes at a time.
 template <class... T>
@@ -156,6 +176,25 @@ void map_alike(const char* name, const char* op, const Function& function, const
   dispatch_cuda(y.dtype(), op, [&](auto element) {
     using T = decltype(element);
     map(name, function, y.numel(), y.data<T>(), static_cast<const T*>(inputs.template data<T>())...);
+  });
+}
+
+template <class Gate>
+void map_gated_gradients(const char* name, const char* op, const Gate& function,
+                         const GatedBackwardArgs& args) {
+  dispatch_cuda(args.gate.dtype(), op, [&](auto element) {
+    using T = decltype(element);
+    constexpr int N = pack_of<T>;
+    const T* gate = args.gate.data<T>();
+    const T* up = args.up.data<T>();
+    const T* grad_y = args.grad_y.data<T>();
+    T* grad_gate = args.grad_gate.data<T>();
+    T* grad_up = args.grad_up.data<T>();
+    const bool aligned = is_aligned<N>(gate) && is_aligned<N>(up) && is_aligned<N>(grad_y) &&
+                         is_aligned<N>(grad_gate) && is_aligned<N>(grad_up);
+    const int64_t n = args.gate.numel();
+    launch(name, aligned ? gated_backward_elements<N, Gate, T> : gated_backward_elements<1, Gate, T>,
+           shape_for(n, aligned ? N : 1), function, n, gate, up, grad_y, grad_gate, grad_up);
   });
 }
 
@@ -216,21 +255,24 @@ void silu_mul_forward_cuda(const ElementwiseBinaryArgs& args) {
   map_alike("silu_mul_forward", "silu_mul", SiluMul{}, args.y, args.a, args.b);
 }
 
-void silu_mul_backward_cuda(const SiluMulBackwardArgs& args) {
-  dispatch_cuda(args.gate.dtype(), "silu_mul", [&](auto element) {
-    using T = decltype(element);
-    constexpr int N = pack_of<T>;
-    const T* gate = args.gate.data<T>();
-    const T* up = args.up.data<T>();
-    const T* grad_y = args.grad_y.data<T>();
-    T* grad_gate = args.grad_gate.data<T>();
-    T* grad_up = args.grad_up.data<T>();
-    const bool aligned = is_aligned<N>(gate) && is_aligned<N>(up) && is_aligned<N>(grad_y) &&
-                         is_aligned<N>(grad_gate) && is_aligned<N>(grad_up);
-    const int64_t n = args.gate.numel();
-    launch("silu_mul_backward", aligned ? silu_mul_backward_elements<N, T> : silu_mul_backward_elements<1, T>,
-           shape_for(n, aligned ? N : 1), n, gate, up, grad_y, grad_gate, grad_up);
-  });
+void silu_mul_backward_cuda(const GatedBackwardArgs& args) {
+  map_gated_gradients("silu_mul_backward", "silu_mul", SiluGate{}, args);
+}
+
+void sigmoid_mul_forward_cuda(const ElementwiseBinaryArgs& args) {
+  map_alike("sigmoid_mul_forward", "sigmoid_mul", SigmoidMul{}, args.y, args.a, args.b);
+}
+
+void sigmoid_mul_backward_cuda(const GatedBackwardArgs& args) {
+  map_gated_gradients("sigmoid_mul_backward", "sigmoid_mul", SigmoidGate{}, args);
+}
+
+void squared_relu_forward_cuda(const ElementwiseUnaryArgs& args) {
+  map_alike("squared_relu_forward", "squared_relu", SquaredRelu{}, args.y, args.x);
+}
+
+void squared_relu_backward_cuda(const ElementwiseUnaryBackwardArgs& args) {
+  map_alike("squared_relu_backward", "squared_relu", SquaredReluGradient{}, args.grad_x, args.x, args.grad_y);
 }
 
 }  // namespace headwater

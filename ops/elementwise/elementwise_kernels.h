@@ -28,7 +28,7 @@ struct ElementwiseScaleArgs {
   double factor;
 };
 
-struct SiluMulBackwardArgs {
+struct GatedBackwardArgs {
   Tensor gate, up;
   Tensor grad_y;
   Tensor grad_gate, grad_up;  // written
@@ -56,8 +56,16 @@ void negative_exp_backward_cpu(const ElementwiseUnaryBackwardArgs& args);
 void negative_exp_backward_cuda(const ElementwiseUnaryBackwardArgs& args);
 void silu_mul_forward_cpu(const ElementwiseBinaryArgs& args);
 void silu_mul_forward_cuda(const ElementwiseBinaryArgs& args);
-void silu_mul_backward_cpu(const SiluMulBackwardArgs& args);
-void silu_mul_backward_cuda(const SiluMulBackwardArgs& args);
+void silu_mul_backward_cpu(const GatedBackwardArgs& args);
+void silu_mul_backward_cuda(const GatedBackwardArgs& args);
+void sigmoid_mul_forward_cpu(const ElementwiseBinaryArgs& args);
+void sigmoid_mul_forward_cuda(const ElementwiseBinaryArgs& args);
+void sigmoid_mul_backward_cpu(const GatedBackwardArgs& args);
+void sigmoid_mul_backward_cuda(const GatedBackwardArgs& args);
+void squared_relu_forward_cpu(const ElementwiseUnaryArgs& args);
+void squared_relu_forward_cuda(const ElementwiseUnaryArgs& args);
+void squared_relu_backward_cpu(const ElementwiseUnaryBackwardArgs& args);
+void squared_relu_backward_cuda(const ElementwiseUnaryBackwardArgs& args);
 
 inline constexpr Kernel<ElementwiseUnaryArgs> elementwise_cast{"elementwise_cast", elementwise_cast_cpu,
                                                                HEADWATER_CUDA(elementwise_cast_cuda)};
@@ -81,7 +89,15 @@ inline constexpr Kernel<ElementwiseUnaryBackwardArgs> negative_exp_backward{
     "negative_exp_backward", negative_exp_backward_cpu, HEADWATER_CUDA(negative_exp_backward_cuda)};
 inline constexpr Kernel<ElementwiseBinaryArgs> silu_mul_forward{"silu_mul_forward", silu_mul_forward_cpu,
                                                                 HEADWATER_CUDA(silu_mul_forward_cuda)};
-inline constexpr Kernel<SiluMulBackwardArgs> silu_mul_backward{"silu_mul_backward", silu_mul_backward_cpu,
-                                                               HEADWATER_CUDA(silu_mul_backward_cuda)};
+inline constexpr Kernel<GatedBackwardArgs> silu_mul_backward{"silu_mul_backward", silu_mul_backward_cpu,
+                                                             HEADWATER_CUDA(silu_mul_backward_cuda)};
+inline constexpr Kernel<ElementwiseBinaryArgs> sigmoid_mul_forward{
+    "sigmoid_mul_forward", sigmoid_mul_forward_cpu, HEADWATER_CUDA(sigmoid_mul_forward_cuda)};
+inline constexpr Kernel<GatedBackwardArgs> sigmoid_mul_backward{
+    "sigmoid_mul_backward", sigmoid_mul_backward_cpu, HEADWATER_CUDA(sigmoid_mul_backward_cuda)};
+inline constexpr Kernel<ElementwiseUnaryArgs> squared_relu_forward{
+    "squared_relu_forward", squared_relu_forward_cpu, HEADWATER_CUDA(squared_relu_forward_cuda)};
+inline constexpr Kernel<ElementwiseUnaryBackwardArgs> squared_relu_backward{
+    "squared_relu_backward", squared_relu_backward_cpu, HEADWATER_CUDA(squared_relu_backward_cuda)};
 
 }  // namespace headwater

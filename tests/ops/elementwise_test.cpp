@@ -41,6 +41,10 @@ std::vector<Operator> all_operators() {
        [](double x, double) { return -std::exp(x); }},
       {"silu_mul", 2, [](Inputs in) { return Outputs{silu_mul(in[0], in[1])}; },
        [](double gate, double up) { return gate * logistic(gate) * up; }},
+      {"sigmoid_mul", 2, [](Inputs in) { return Outputs{sigmoid_mul(in[0], in[1])}; },
+       [](double gate, double up) { return logistic(gate) * up; }},
+      {"squared_relu", 1, [](Inputs in) { return Outputs{squared_relu(in[0])}; },
+       [](double x, double) { return x > 0.0 ? x * x : 0.0; }},
   };
 }
 
