@@ -10,6 +10,7 @@
 #include "ops/causal_conv1d/causal_conv1d.h"
 #include "ops/elementwise/elementwise.h"
 #include "ops/rearrange/rearrange.h"
+#include "ops/selective_scan/selective_scan.h"
 #include "ops/ssd/ssd.h"
 #include "train/golden.h"
 
@@ -219,6 +220,48 @@ GoldenCase make_ssd(const GoldenFile& golden, const GoldenForm& form, const Plac
   return result;
 }
 
+// ---- op:selective_scan: the file has channels before time
+
+GoldenCase make_selective_scan(const GoldenFile& golden, const GoldenForm&, const Placement& placement) {
+  SelectiveScanOptions scan{.softplus = false};
+  Options options;
+  options.boolean("delta_softplus", &scan.softplus, "delta is given before softplus");
+  options.read(golden.config, "config");
+
+  GoldenCase result;
+  result.inputs = {{.name = "u", .time_axis = 2},
+                   {.name = "delta", .time_axis = 2},
+                   {.name = "B", .time_axis = 3},
+                   {.name = "C", .time_axis = 3},
+                   {.name = "z", .time_axis = 2, .is_optional = true}};
+  result.outputs = {{.name = "y", .time_axis = 2}};
+  result.parameters = operator_parameters(golden, {"A", "D", "delta_bias"}, placement);
+  require(result.parameters.count("A") == 1, "{}: param.A is missing", golden.path.string());
+  result.run = [scan, parameters = result.parameters](const NamedVariables& inputs, const MixerState& state,
+                                                      const Tensor& resets) {
+    // (batch, n_groups, d_state, length) to (batch, length, n_groups, d_state)
+    const auto time_first = [](const Variable& map) {
+      const int64_t batch = map.dim(0), n_groups = map.dim(1), d_state = map.dim(2), length = map.dim(3);
+      return reshape(transpose_last(reshape(map, {batch, n_groups * d_state, length})),
+                     {batch, length, n_groups, d_state});
+    };
+    const SelectiveScanOutput output = selective_scan({.x = transposed(inputs.at("u")),
+                                                       .dt = transposed(inputs.at("delta")),
+                                                       .A = parameters.at("A"),
+                                                       .B = time_first(inputs.at("B")),
+                                                       .C = time_first(inputs.at("C")),
+                                                       .D = optional(parameters, "D"),
+                                                       .z = transposed(optional(inputs, "z")),
+                                                       .dt_bias = optional(parameters, "delta_bias"),
+                                                       .initial_state = state.empty() ? Variable() : state[0],
+                                                       .resets = resets},
+                                                      scan);
+    return GoldenCase::Output{{{"y", transposed(output.y)}}, {output.final_state}};
+  };
+  result.final_outputs = [](const MixerState& state) { return NamedVariables{{"last_state", state[0]}}; };
+  return result;
+}
+
 // ---- mixer:TYPE, for every registered mixer
 
 /// A mixer's options as the file has them: d_model stands among them.
@@ -305,6 +348,7 @@ std::vector<GoldenAdapter> all_adapters() {
   std::vector<GoldenAdapter> adapters = {
       {"op:causal_conv1d", [](const GoldenFile&) { return Forms(plain_forms()); }, make_causal_conv1d},
       {"op:chunked_matrix_state", chunked_matrix_state_forms, make_chunked_matrix_state},
+      {"op:selective_scan", [](const GoldenFile&) { return Forms(plain_forms()); }, make_selective_scan},
       {"op:ssd", ssd_forms, make_ssd},
   };
   for (const std::string& type : mixer_types())
