@@ -7,6 +7,7 @@
 #include "core/error.h"
 #include "ops/elementwise/elementwise.h"
 #include "ops/linear/linear.h"
+#include "ops/rearrange/rearrange.h"
 #include "ops/token_shift/token_shift.h"
 #include "ops/wkv/wkv.h"
 
@@ -149,6 +150,20 @@ int64_t Rwkv4TimeMix::state_size() const {
 double Rwkv4TimeMix::flops_per_token() const {
   return 3.0 * shift_flops * static_cast<double>(d_model_) +
          (wkv_flops + gate_flops) * static_cast<double>(dim_att_);
+}
+
+std::map<std::string, Variable> Rwkv4TimeMix::published_state(const MixerState& state) const {
+  const Variable& average = state[1];
+  // One of the state's two rows: a product with (1, 0) or (0, 1), which is exact.
+  const auto row = [&](const std::vector<double>& which) {
+    const Tensor weight = Tensor::from_vector<double>({1, 2}, which).to(average.dtype()).to(average.device());
+    return reshape(linear(transpose_last(average), Variable(weight)), {average.dim(0), dim_att_});
+  };
+  const Variable aa = row({1.0, 0.0}), pp = row({0.0, 1.0});
+  return {{"att_xx", state[0]},
+          {"att_aa", aa},
+          {"att_bb", Variable(Tensor::full(aa.shape(), 1.0, aa.dtype(), aa.device()))},
+          {"att_pp", pp}};
 }
 
 // ---- channel mix

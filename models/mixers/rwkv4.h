@@ -50,6 +50,8 @@ class Rwkv4TimeMix : public Mixer {
   MixerOutput forward(const Variable& x, const MixerState& state, const Tensor& resets) const override;
   int64_t state_size() const override;
   double flops_per_token() const override;
+  /// att_xx, (batch, d_model), and att_aa, att_bb, att_pp, (batch, dim_att) each.
+  std::map<std::string, Variable> published_state(const MixerState& state) const override;
 
  private:
   const int64_t d_model_, dim_att_;

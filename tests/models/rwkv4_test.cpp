@@ -236,6 +236,33 @@ TEST_CASE("rwkv4: the state is as large as it says") {
   }
 }
 
+TEST_CASE("rwkv4: the published state is that of the authors' recurrence") {
+  const TestMixer time_mix(Rwkv4TimeMixConfig{}), channel_mix(Rwkv4ChannelMixConfig{});
+  const Variable x(random_tensor({2, 1, d_model}, 1));
+  const auto published = time_mix.mixer->published_state(time_mix.mixer->forward(x, {}, {}).state);
+  // After one step: aa = e^(k - pp) v and bb = e^(k - pp), with k and v of x alone, mixed with a past of zeros.
+  const auto product = [&](const char* matrix, const char* mix, int64_t b, int64_t row) {
+    double sum = 0.0;
+    for (int64_t c = 0; c < d_model; ++c)
+      sum += time_mix.store.find(matrix)->value.data<double>()[row * d_model + c] *
+             time_mix.store.find(mix)->value.data<double>()[c] * x.value().data<double>()[b * d_model + c];
+    return sum;
+  };
+  for (int64_t b = 0; b < 2; ++b) {
+    for (int64_t c = 0; c < d_model; ++c) {
+      const auto at = [&](const char* name) {
+        return published.at(name).value().data<double>()[b * d_model + c];
+      };
+      const double weight = std::exp(product("key.weight", "time_mix_k", b, c) - at("att_pp"));
+      CHECK(at("att_bb") == Approx(weight).epsilon(1e-12));
+      CHECK(at("att_aa") == Approx(weight * product("value.weight", "time_mix_v", b, c)).epsilon(1e-12));
+      CHECK(at("att_xx") == x.value().data<double>()[b * d_model + c]);
+    }
+  }
+  const auto shifted = channel_mix.mixer->published_state(channel_mix.mixer->forward(x, {}, {}).state);
+  CHECK(shifted.at("ffn_xx").value().to_vector<double>() == x.value().to_vector<double>());
+}
+
 TEST_CASE("rwkv4: parameters have the authors' names, shapes and learning rates") {
   const auto declared = [](const MixerConfig& config) {
     const TestMixer test(config);
