@@ -1,13 +1,34 @@
 #include "autograd/parameters.h"
 
 #include <algorithm>
+#include <cmath>
 
+#include "core/matrix_block.h"
 #include "core/memory.h"
+#include "core/parallel.h"
 
 namespace headwater {
 namespace {
 
 constexpr int64_t alignment = 16;  // elements: a cache line of f32
+
+/// Makes n vectors of `width` numbers orthogonal, and each of length 1 (Gram-Schmidt, as soon as a vector is known taken
+/// out of all later ones, threads sharing these). n <= width.
+void make_orthonormal(std::vector<double>& vectors, int64_t n, int64_t width) {
+  const auto vector = [&](int64_t i) { return vectors.data() + i * width; };
+  for (int64_t i = 0; i < n; ++i) {
+    const double* done = vector(i);
+    const double square = dot_product(done, done, width);
+    for (int64_t j = 0; j < width; ++j) vector(i)[j] /= std::sqrt(square);
+    parallel_for(n - i - 1, 1 + 16384 / width, [&](int64_t begin, int64_t end) {
+      for (int64_t later = i + 1 + begin; later < i + 1 + end; ++later) {
+        double* rest = vector(later);
+        const double part = dot_product(done, rest, width);
+        for (int64_t j = 0; j < width; ++j) rest[j] -= part * done[j];
+      }
+    });
+  }
+}
 
 }  // namespace
 
@@ -86,6 +107,25 @@ Initializer normal_initializer(double deviation) {
 
 Initializer constant_initializer(double constant) {
   return [constant](const Tensor& value, RandomStream&) { value.fill(constant); };
+}
+
+Initializer orthogonal_initializer(double gain) {
+  return [gain](const Tensor& value, RandomStream& random) {
+    const int64_t rows = value.dim(0), columns = value.dim(1);
+    const int64_t n = std::min(rows, columns), width = std::max(rows, columns);
+    std::vector<double> vectors(n * width);
+    for (double& number : vectors) number = random.normal();
+    make_orthonormal(vectors, n, width);
+    dispatch_real(value.dtype(), "initialize", [&](auto element) {
+      using T = decltype(element);
+      for (int64_t i = 0; i < n; ++i) {
+        for (int64_t j = 0; j < width; ++j) {
+          const int64_t at = rows <= columns ? i * columns + j : j * columns + i;
+          value.data<T>()[at] = static_cast<T>(gain * vectors[i * width + j]);
+        }
+      }
+    });
+  };
 }
 
 }  // namespace headwater

@@ -85,6 +85,8 @@ inline constexpr ParameterAttributes matrix{.is_matrix = true};
 Initializer uniform_initializer(double bound);
 Initializer normal_initializer(double deviation);
 Initializer constant_initializer(double value);
+/// A matrix whose rows, or columns if there are fewer of them, are orthogonal and of length `gain`, uniform among such.
+Initializer orthogonal_initializer(double gain);
 /// Each element drawn by `draw`.
 Initializer drawn_initializer(std::function<double(RandomStream&)> draw);
 

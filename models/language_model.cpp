@@ -6,6 +6,7 @@
 #include "ops/dropout/dropout.h"
 #include "ops/elementwise/elementwise.h"
 #include "ops/embedding/embedding.h"
+#include "ops/layer_norm/layer_norm.h"
 #include "ops/linear/linear.h"
 #include "ops/rms_norm/rms_norm.h"
 
@@ -57,12 +58,20 @@ std::string describe_mixers() {
   return text;
 }
 
+void declare_mlp_option(Options& options, std::shared_ptr<MixerConfig>& mlp) {
+  options.custom(
+      "mlp", "a second mixer behind another norm, in the place of the MLP: its type and that type's options",
+      [&mlp](const ConfigValue& value, const std::string& path) { mlp = read_mixer(value, path); },
+      [&mlp] { return mlp ? write_mixer(mlp) : ""; });
+}
+
 /// Adds the keys of one layer to `options`.
 void declare_layer(Options& options, LayerConfig& layer) {
   options.custom(
       "mixer", "the sequence mixer: its type and that type's options",
       [&layer](const ConfigValue& value, const std::string& path) { layer.mixer = read_mixer(value, path); },
       [&layer] { return write_mixer(layer.mixer); });
+  declare_mlp_option(options, layer.mlp);
   options
       .integer("d_intermediate", &layer.d_intermediate,
                "hidden width of a gated MLP after the mixer; 0: none")
@@ -110,7 +119,18 @@ void LanguageModelConfig::declare(Options& options) {
   options.integer("d_model", &d_model, "width of the residual stream").at_least(1).at_most(1 << 20);
   options.integer("n_layers", &n_layers, "number of blocks").at_least(1).at_most(max_layers);
   options.boolean("tie_embeddings", &tie_embeddings, "the head shares the embedding's weight");
-  options.real("norm_epsilon", &norm_epsilon, "added to the mean square in RMSNorm").above(0);
+  options.text("norm", &norm, "what stands before each mixer and MLP, and before the head")
+      .one_of({"rms_norm", "layer_norm"});
+  options
+      .real("norm_epsilon", &norm_epsilon,
+            "added to the mean square in RMSNorm, to the variance in LayerNorm")
+      .above(0);
+  options.boolean("norm_embeddings", &norm_embeddings, "a norm right behind the embedding too");
+  options
+      .optional_real("embedding_range", &embedding_range,
+                     "start the embedding uniform on [-embedding_range, embedding_range]; null: normal, with "
+                     "deviation 0.02")
+      .above(0);
   options.real("drop_prob", &drop_prob, "dropout on the embedding and on each block's output, in training")
       .at_least(0)
       .below(1);
@@ -120,36 +140,41 @@ void LanguageModelConfig::declare(Options& options) {
       "mixer", "the sequence mixer of every layer: its type and that type's options",
       [this](const ConfigValue& value, const std::string& path) { mixer = read_mixer(value, path); },
       [this] { return layers.empty() ? write_mixer(mixer) : ""; }, describe_mixers);
+  declare_mlp_option(options, mlp);
   options.custom(
       "layers",
-      "instead of mixer, n_layers and d_intermediate: a list of {mixer: {...}, d_intermediate: N, repeat: "
-      "N}, so that "
-      "layers may differ",
+      "instead of mixer, mlp, n_layers and d_intermediate: a list of {mixer: {...}, mlp: {...}, "
+      "d_intermediate: N, "
+      "repeat: N}, so that layers may differ",
       [this](const ConfigValue& value, const std::string& path) { layers = read_layers(value, path); },
       [this] { return write_layers(layers); });
   const auto no_list = [this] { return layers.empty(); };
-  for (const char* name : {"mixer", "n_layers", "d_intermediate"}) {
+  for (const char* name : {"mixer", "mlp", "n_layers", "d_intermediate"}) {
     options.used_if(name, no_list, "model.layers already lists every layer; give either of the two");
   }
 }
 
 std::vector<LayerConfig> LanguageModelConfig::expanded_layers() const {
-  if (layers.empty()) return std::vector<LayerConfig>(n_layers, {mixer, d_intermediate, 1});
+  if (layers.empty()) return std::vector<LayerConfig>(n_layers, {mixer, d_intermediate, 1, mlp});
   std::vector<LayerConfig> expanded;
   for (const LayerConfig& layer : layers) {
-    for (int64_t i = 0; i < layer.repeat; ++i) expanded.push_back({layer.mixer, layer.d_intermediate, 1});
+    for (int64_t i = 0; i < layer.repeat; ++i)
+      expanded.push_back({layer.mixer, layer.d_intermediate, 1, layer.mlp});
   }
   return expanded;
 }
 
 void LanguageModelConfig::validate(const std::string& path) const {
-  if (layers.empty()) {
-    mixer->validate(d_model, path + ".mixer");
-    return;
-  }
-  for (size_t i = 0; i < layers.size(); ++i) {
-    layers[i].mixer->validate(d_model, fmt::format("{}.layers.{}.mixer", path, i));
-  }
+  const auto validate_layer = [this](const LayerConfig& layer, const std::string& layer_path) {
+    layer.mixer->validate(d_model, layer_path + ".mixer");
+    if (layer.mlp == nullptr) return;
+    layer.mlp->validate(d_model, layer_path + ".mlp");
+    require(layer.d_intermediate == 0,
+            "{}.d_intermediate is {}; beside mlp there is no gated MLP: give either of the two", layer_path,
+            layer.d_intermediate);
+  };
+  if (layers.empty()) validate_layer({mixer, d_intermediate, 1, mlp}, path);
+  for (size_t i = 0; i < layers.size(); ++i) validate_layer(layers[i], fmt::format("{}.layers.{}", path, i));
 }
 
 LanguageModel::LanguageModel(const LanguageModelConfig& config, DType dtype, Device device)
@@ -169,33 +194,53 @@ LanguageModel::LanguageModel(const LanguageModelConfig& config) : config_(config
   const std::vector<LayerConfig> layers = config.expanded_layers();
   const ParameterScope backbone(store_, "backbone");
   backbone.add("embeddings.weight", &embeddings_, {vocab_size(), config.d_model},
-               normal_initializer(embedding_deviation), matrix);
-  for (size_t i = 0; i < layers.size(); ++i) {
-    blocks_.push_back(std::make_unique<Block>());
-    blocks_.back()->mixer = layers[i].mixer->make(config.d_model, static_cast<int64_t>(layers.size()));
-    blocks_.back()->d_intermediate = layers[i].d_intermediate;
-    declare_block(*blocks_.back(), static_cast<int64_t>(i));
-  }
-  backbone.add("norm_f.weight", &final_norm_weight_, {config.d_model}, constant_initializer(1.0),
-               no_weight_decay);
+               config.embedding_range ? uniform_initializer(*config.embedding_range)
+                                      : normal_initializer(embedding_deviation),
+               matrix);
+  if (config.norm_embeddings) declare_norm(backbone.child("norm_embeddings"), embedding_norm_);
+  const auto n_layers = static_cast<int64_t>(layers.size());
+  for (int64_t i = 0; i < n_layers; ++i) add_layer(layers[static_cast<size_t>(i)], i, n_layers);
+  declare_norm(backbone.child("norm_f"), final_norm_);
   if (!config.tie_embeddings) {
     store_.add("lm_head.weight", &head_weight_, {vocab_size(), config.d_model},
                normal_initializer(embedding_deviation), matrix);
   }
 }
 
-void LanguageModel::declare_block(Block& block, int64_t index) {
-  const int64_t d_model = config_.d_model, width = block.d_intermediate;
-  const double n_layers = static_cast<double>(config_.expanded_layers().size());
+void LanguageModel::declare_norm(const ParameterScope& scope, Norm& norm) const {
+  scope.add("weight", &norm.weight, {config_.d_model}, constant_initializer(1.0), no_weight_decay);
+  if (config_.norm == "layer_norm")
+    scope.add("bias", &norm.bias, {config_.d_model}, constant_initializer(0.0), no_weight_decay);
+}
+
+Variable LanguageModel::apply_norm(const Norm& norm, const Variable& x, DType output_dtype) const {
+  if (config_.norm == "layer_norm")
+    return cast(layer_norm(x, norm.weight, norm.bias, config_.norm_epsilon), output_dtype);
+  return rms_norm(x, norm.weight, {}, {.epsilon = config_.norm_epsilon, .output_dtype = output_dtype});
+}
+
+void LanguageModel::add_layer(const LayerConfig& layer, int64_t index, int64_t n_layers) {
   const ParameterScope scope(store_, fmt::format("backbone.layers.{}", index));
-  scope.add("norm.weight", &block.norm_weight, {d_model}, constant_initializer(1.0), no_weight_decay);
-  block.mixer->declare_parameters(scope.child("mixer"));
-  if (width == 0) return;
-  scope.add("norm2.weight", &block.norm2_weight, {d_model}, constant_initializer(1.0), no_weight_decay);
+  const auto add_block = [&](const MixerConfig& mixer, const char* norm_name, const char* mixer_name) {
+    blocks_.push_back(std::make_unique<Block>());
+    Block& block = *blocks_.back();
+    block.mixer = mixer.make_layer(config_.d_model, n_layers, index);
+    declare_norm(scope.child(norm_name), block.norm);
+    block.mixer->declare_parameters(scope.child(mixer_name));
+  };
+  add_block(*layer.mixer, "norm", "mixer");
+  blocks_.back()->d_intermediate = layer.d_intermediate;
+  if (layer.d_intermediate > 0) declare_mlp(*blocks_.back(), scope, n_layers);
+  if (layer.mlp != nullptr) add_block(*layer.mlp, "norm2", "mlp");
+}
+
+void LanguageModel::declare_mlp(Block& block, const ParameterScope& scope, int64_t n_layers) {
+  const int64_t d_model = config_.d_model, width = block.d_intermediate;
+  declare_norm(scope.child("norm2"), block.norm2);
   scope.add("mlp.fc1.weight", &block.fc1_weight, {2 * width, d_model},
             uniform_initializer(1.0 / std::sqrt(static_cast<double>(d_model))), matrix);
   scope.add("mlp.fc2.weight", &block.fc2_weight, {d_model, width},
-            uniform_initializer(1.0 / std::sqrt(static_cast<double>(width) * n_layers)), matrix);
+            uniform_initializer(1.0 / std::sqrt(static_cast<double>(width * n_layers))), matrix);
 }
 
 Variable LanguageModel::drop(const Variable& x, int64_t place, const LanguageModelOptions& options) const {
@@ -208,12 +253,11 @@ Variable LanguageModel::drop(const Variable& x, int64_t place, const LanguageMod
 MixerOutput LanguageModel::run_block(const Block& block, int64_t index, const Variable& x,
                                      const MixerState& state, const Tensor& resets,
                                      const LanguageModelOptions& options) const {
-  const RmsNormOptions norm{.epsilon = config_.norm_epsilon, .output_dtype = dtype_};
-  MixerOutput mixed = block.mixer->forward(rms_norm(x, block.norm_weight, {}, norm), state, resets);
+  MixerOutput mixed = block.mixer->forward(apply_norm(block.norm, x, dtype_), state, resets);
   Variable y = add(x, drop(mixed.y, 2 * index, options));
   if (block.d_intermediate > 0) {
     const int64_t width = block.d_intermediate;
-    const Variable normed = rms_norm(y, block.norm2_weight, {}, norm);
+    const Variable normed = apply_norm(block.norm2, y, dtype_);
     const Variable up = linear(normed, block.fc1_weight.parameter_rows(0, width));
     const Variable gate = linear(normed, block.fc1_weight.parameter_rows(width, 2 * width));
     y = add(y, drop(linear(silu_mul(gate, up), block.fc2_weight), 2 * index + 1, options));
@@ -240,11 +284,12 @@ MixerOutput LanguageModel::recompute_block(const Block& block, int64_t index, co
 LanguageModel::Hidden LanguageModel::forward(const Tensor& tokens, const LanguageModelState& state,
                                              const Tensor& resets,
                                              const LanguageModelOptions& options) const {
-  require(state.empty() || state.size() == blocks_.size(), "the state has {} layers, the model {}",
+  require(state.empty() || state.size() == blocks_.size(), "the state is that of {} mixers, the model has {}",
           state.size(), blocks_.size());
   const Tensor resets_here = resets.to(device());
-  Variable x =
-      drop(embedding(tokens.to(device()), embeddings_, {.output_dtype = compute_dtype(dtype_)}), -1, options);
+  Variable x = embedding(tokens.to(device()), embeddings_, {.output_dtype = compute_dtype(dtype_)});
+  if (config_.norm_embeddings) x = apply_norm(embedding_norm_, x, x.dtype());
+  x = drop(x, -1, options);
   LanguageModelState state_out;
   for (size_t i = 0; i < blocks_.size(); ++i) {
     const MixerState& state_in = state.empty() ? MixerState{} : state[i];
@@ -255,8 +300,7 @@ LanguageModel::Hidden LanguageModel::forward(const Tensor& tokens, const Languag
     x = output.y;
     state_out.push_back(std::move(output.state));
   }
-  return {rms_norm(x, final_norm_weight_, {}, {.epsilon = config_.norm_epsilon, .output_dtype = dtype_}),
-          std::move(state_out)};
+  return {apply_norm(final_norm_, x, dtype_), std::move(state_out)};
 }
 
 Variable LanguageModel::logits(const Variable& hidden) const {

@@ -18,6 +18,7 @@ struct LayerConfig {
   std::shared_ptr<MixerConfig> mixer;
   int64_t d_intermediate = 0;  ///< hidden width of a gated MLP (SwiGLU) after the mixer; 0: none
   int64_t repeat = 1;
+  std::shared_ptr<MixerConfig> mlp = {};  ///< a second mixer, in the place of the MLP; null: none
 };
 
 /// The options under `model` in YAML. Layers are either n_layers times `mixer`, or the list `layers`:
@@ -28,11 +29,14 @@ struct LanguageModelConfig {
   int64_t d_model = 256;
   int64_t n_layers = 4;
   bool tie_embeddings = true;
+  std::string norm = "rms_norm";
   double norm_epsilon = 1e-5;
+  bool norm_embeddings = false;
+  std::optional<double> embedding_range;
   double drop_prob = 0.0;
   int64_t d_intermediate = 0;
-  std::shared_ptr<MixerConfig> mixer;
-  std::vector<LayerConfig> layers;  ///< empty: n_layers times {mixer, d_intermediate}
+  std::shared_ptr<MixerConfig> mixer, mlp;
+  std::vector<LayerConfig> layers;  ///< empty: n_layers times {mixer, mlp, d_intermediate}
 
   LanguageModelConfig();
   void declare(Options& options);
@@ -42,7 +46,7 @@ struct LanguageModelConfig {
   std::vector<LayerConfig> expanded_layers() const;
 };
 
-/// The state of every layer's mixer; empty: zero state.
+/// The state of every mixer, in the order of use; empty: zero state.
 using LanguageModelState = std::vector<MixerState>;
 
 struct LanguageModelOptions {
@@ -57,6 +61,8 @@ struct LanguageModelOptions {
 ///   backbone.layers.I.norm.weight (d_model), backbone.layers.I.mixer.*  and, with an MLP,
 ///   backbone.layers.I.norm2.weight, .mlp.fc1.weight (2 d_intermediate, d_model): rows up, then gate, .mlp.fc2.weight
 ///   backbone.norm_f.weight (d_model), lm_head.weight (vocab_size, d_model) unless tied.
+/// With layer_norm, beside each norm's weight its bias (d_model); with norm_embeddings also backbone.norm_embeddings.*;
+/// with a mixer in the place of the MLP, that mixer's parameters in backbone.layers.I.mlp.*.
 class LanguageModel {
  public:
   /// Allocates parameters, all zero: call initialize() or fill them from a checkpoint. `dtype` is what layers compute
@@ -97,14 +103,23 @@ class LanguageModel {
   double flops_per_token() const;
 
  private:
+  struct Norm {
+    Variable weight;  // (d_model)
+    Variable bias;    // (d_model), with layer_norm
+  };
+  /// A norm and a mixer; behind them perhaps another norm and a gated MLP. A layer with two mixers is two blocks.
   struct Block {
     std::unique_ptr<Mixer> mixer;
     int64_t d_intermediate = 0;
-    Variable norm_weight, norm2_weight, fc1_weight, fc2_weight;
+    Norm norm, norm2;
+    Variable fc1_weight, fc2_weight;
   };
   /// Declares everything, allocates nothing.
   explicit LanguageModel(const LanguageModelConfig& config);
-  void declare_block(Block& block, int64_t index);
+  void declare_norm(const ParameterScope& scope, Norm& norm) const;
+  Variable apply_norm(const Norm& norm, const Variable& x, DType output_dtype) const;
+  void add_layer(const LayerConfig& layer, int64_t index, int64_t n_layers);
+  void declare_mlp(Block& block, const ParameterScope& scope, int64_t n_layers);
   MixerOutput run_block(const Block& block, int64_t index, const Variable& x, const MixerState& state,
                         const Tensor& resets, const LanguageModelOptions& options) const;
   MixerOutput recompute_block(const Block& block, int64_t index, const Variable& x, const MixerState& state,
@@ -116,7 +131,8 @@ class LanguageModel {
   DType dtype_ = DType::f32;
   ParameterStore store_;
   std::vector<std::unique_ptr<Block>> blocks_;
-  Variable embeddings_, final_norm_weight_, head_weight_;
+  Variable embeddings_, head_weight_;
+  Norm embedding_norm_, final_norm_;
 };
 
 }  // namespace headwater

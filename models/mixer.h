@@ -53,6 +53,10 @@ class MixerConfig {
   virtual void validate(int64_t d_model, const std::string& path) const = 0;
   /// `n_layers` of the model: initial values of output projections depend on it.
   virtual std::unique_ptr<Mixer> make(int64_t d_model, int64_t n_layers) const = 0;
+  /// The same for layer number `layer_id` of the model, for families whose initial values depend on it.
+  virtual std::unique_ptr<Mixer> make_layer(int64_t d_model, int64_t n_layers, int64_t /*layer_id*/) const {
+    return make(d_model, n_layers);
+  }
 };
 
 /// The families, by name. Throws an input error with the known names for an unknown one.

@@ -105,6 +105,7 @@ double linear_flops_per_token(const LanguageModel& model) {
   double mixers = 0.0;
   for (const LayerConfig& layer : model.config().expanded_layers()) {
     mixers += layer.mixer->make(model.config().d_model, 1)->flops_per_token();
+    if (layer.mlp) mixers += layer.mlp->make(model.config().d_model, 1)->flops_per_token();
   }
   return model.flops_per_token() - mixers;
 }

@@ -30,13 +30,14 @@ std::shared_ptr<const Mamba2Config> expressible_mixer(const LanguageModelConfig&
   const std::vector<LayerConfig> layers = config.expanded_layers();
   const auto mixer = std::dynamic_pointer_cast<const Mamba2Config>(layers.front().mixer);
   const auto is_plain = [&](const LayerConfig& layer) {
-    return layer.d_intermediate == 0 && layer.mixer == layers.front().mixer;
+    return layer.d_intermediate == 0 && layer.mlp == nullptr && layer.mixer == layers.front().mixer;
   };
   if (!mixer || !std::all_of(layers.begin(), layers.end(), is_plain)) return nullptr;
   const int64_t d_inner = mixer->expand * config.d_model;
   const bool expressible = mixer->d_ssm.value_or(d_inner) == d_inner && !mixer->D_has_hdim &&
                            mixer->rmsnorm && !mixer->norm_before_gate && !mixer->learnable_init_states &&
                            mixer->norm_groups.value_or(mixer->n_groups) == mixer->n_groups &&
+                           config.norm == "rms_norm" && !config.norm_embeddings &&
                            config.norm_epsilon == shared_norm_epsilon;
   return expressible ? mixer : nullptr;
 }

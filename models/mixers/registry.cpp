@@ -6,6 +6,7 @@
 #include "core/error.h"
 #include "models/mixer.h"
 #include "models/mixers/mamba2.h"
+#include "models/mixers/rwkv4.h"
 
 namespace headwater {
 namespace {
@@ -18,6 +19,8 @@ struct Family {
 const std::vector<Family>& families() {
   static const std::vector<Family> table = {
       {"mamba2", [] { return std::make_shared<Mamba2Config>(); }},
+      {"rwkv4_time_mix", [] { return std::make_shared<Rwkv4TimeMixConfig>(); }},
+      {"rwkv4_channel_mix", [] { return std::make_shared<Rwkv4ChannelMixConfig>(); }},
   };
   return table;
 }

@@ -13,8 +13,8 @@ void check_arguments(const Variable& x, const std::vector<Variable>& mixes, cons
                      const Tensor& resets) {
   require(x.shape().n_axes() == 3, "{}: x has shape {}; it must be (batch, length, channels)", op, x.shape());
   require(x.dim(1) >= 1, "{}: length is 0; a sequence has at least one step", op);
-  require(!mixes.empty() && mixes.size() <= token_shift_max_mixes, "{}: there are {} mixes; 1 to {} can be made at once",
-          op, mixes.size(), token_shift_max_mixes);
+  require(!mixes.empty() && mixes.size() <= token_shift_max_mixes,
+          "{}: there are {} mixes; 1 to {} can be made at once", op, mixes.size(), token_shift_max_mixes);
   for (const Variable& mix : mixes) {
     check_shape(op, "a mix", mix, {x.dim(2)}, "(channels)");
     check_parameter(op, "a mix", mix, x);

@@ -55,7 +55,8 @@ void forward(const TokenShiftForwardArgs& args) {
         T* y = args.y[i].data<T>() + row * channels;
         for (int64_t c = 0; c < channels; ++c) y[c] = mix[c] * x[c] + (T{1} - mix[c]) * previous[c];
       }
-      if (rows.is_last(row)) std::copy(x, x + channels, args.final_state.data<T>() + row / rows.length * channels);
+      if (rows.is_last(row))
+        std::copy(x, x + channels, args.final_state.data<T>() + row / rows.length * channels);
     }
   });
 }

@@ -64,11 +64,13 @@ Inputs<T> inputs_of(const Args& args) {
 
 /// Grid x: channels, N a thread; y: rows, rows_per_thread a block.
 template <class T, int N>
-__global__ void __launch_bounds__(block) shift_forward(Inputs<T> in, Pointers<T> y, T* final_state, Sizes sizes) {
+__global__ void __launch_bounds__(block)
+    shift_forward(Inputs<T> in, Pointers<T> y, T* final_state, Sizes sizes) {
   const int64_t c = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * N;
   if (c >= sizes.channels) return;
   const int64_t begin = static_cast<int64_t>(blockIdx.y) * sizes.rows_per_thread;
-  const int64_t end = begin + sizes.rows_per_thread < sizes.n_rows ? begin + sizes.rows_per_thread : sizes.n_rows;
+  const int64_t end =
+      begin + sizes.rows_per_thread < sizes.n_rows ? begin + sizes.rows_per_thread : sizes.n_rows;
   float mixes[max_mixes][N] = {};
 #pragma unroll
   for (int i = 0; i < max_mixes; ++i) {
@@ -105,7 +107,8 @@ __global__ void __launch_bounds__(block)
   const int64_t c = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * N;
   if (c >= sizes.channels) return;
   const int64_t begin = static_cast<int64_t>(blockIdx.y) * sizes.rows_per_thread;
-  const int64_t end = begin + sizes.rows_per_thread < sizes.n_rows ? begin + sizes.rows_per_thread : sizes.n_rows;
+  const int64_t end =
+      begin + sizes.rows_per_thread < sizes.n_rows ? begin + sizes.rows_per_thread : sizes.n_rows;
   float mixes[max_mixes][N] = {}, sums[max_mixes][N] = {};
 #pragma unroll
   for (int i = 0; i < max_mixes; ++i) {
@@ -150,7 +153,8 @@ __global__ void __launch_bounds__(block)
 #pragma unroll
   for (int i = 0; i < max_mixes; ++i) {
     if (i < sizes.n_mixes)
-      store_floats(partials + (i * static_cast<int64_t>(gridDim.y) + blockIdx.y) * sizes.channels + c, sums[i]);
+      store_floats(partials + (i * static_cast<int64_t>(gridDim.y) + blockIdx.y) * sizes.channels + c,
+                   sums[i]);
   }
 }
 
@@ -169,7 +173,8 @@ LaunchShape shape_for(const Sizes& sizes, int n_channels) {
 
 template <class Args, class... More>
 bool can_pack_all(const Args& args, const TokenShiftTensors& y, const More&... more) {
-  bool possible = can_pack(args.x.dim(2), {args.x.raw_data(), args.initial_state.raw_data(), more.raw_data()...});
+  bool possible =
+      can_pack(args.x.dim(2), {args.x.raw_data(), args.initial_state.raw_data(), more.raw_data()...});
   for (int i = 0; i < args.n_mixes; ++i)
     possible = possible && can_pack(args.x.dim(2), {args.mixes[i].raw_data(), y[i].raw_data()});
   return possible;
@@ -192,7 +197,8 @@ void token_shift_forward_cuda(const TokenShiftForwardArgs& args) {
 void token_shift_backward_cuda(const TokenShiftBackwardArgs& args) {
   const Sizes sizes = sizes_of(args);
   const int64_t n_blocks = blocks_for(sizes.n_rows, sizes.rows_per_thread);
-  const Tensor partials = Tensor::empty({args.n_mixes, n_blocks, sizes.channels}, DType::f32, args.x.device());
+  const Tensor partials =
+      Tensor::empty({args.n_mixes, n_blocks, sizes.channels}, DType::f32, args.x.device());
   dispatch_cuda(args.x.dtype(), "token_shift", [&](auto element) {
     using T = decltype(element);
     const Gradients<T> gradients{pointers_of<T>(args.grad_y), args.grad_final_state.data<T>(),

@@ -24,14 +24,14 @@ struct TokenShiftForwardArgs {
 };
 
 struct TokenShiftBackwardArgs {
-  Tensor x;                       // as in the forward
-  TokenShiftTensors mixes;        // as in the forward
-  Tensor initial_state, resets;   // as in the forward
-  TokenShiftTensors grad_y;       // (batch, length, channels); undefined where it is 0
-  Tensor grad_final_state;        // (batch, channels) or undefined
-  Tensor grad_x;                  // (batch, length, channels), written
-  Tensor grad_initial_state;      // (batch, channels), written; undefined without one
-  TokenShiftTensors grad_mixes;   // (channels), written or added to; may be undefined
+  Tensor x;                      // as in the forward
+  TokenShiftTensors mixes;       // as in the forward
+  Tensor initial_state, resets;  // as in the forward
+  TokenShiftTensors grad_y;      // (batch, length, channels); undefined where it is 0
+  Tensor grad_final_state;       // (batch, channels) or undefined
+  Tensor grad_x;                 // (batch, length, channels), written
+  Tensor grad_initial_state;     // (batch, channels), written; undefined without one
+  TokenShiftTensors grad_mixes;  // (channels), written or added to; may be undefined
   std::array<bool, token_shift_max_mixes> accumulate;
   int n_mixes;
 };

@@ -49,29 +49,28 @@ WkvOutput wkv(const WkvInputs& in) {
   const Tensor borders = Tensor::empty({batch, n_stretches, 2, channels}, state_dtype, in.k.device());
   Variable y(empty_like(in.k.value()));
   Variable final_state(Tensor::empty({batch, 2, channels}, state_dtype, in.k.device()));
-  wkv_forward(in.k.device(),
-              {in.k.value(), in.v.value(), in.time_decay.value(), in.time_first.value(),
-               in.initial_state.value(), in.resets, y.value(), final_state.value(), borders});
+  wkv_forward(in.k.device(), {in.k.value(), in.v.value(), in.time_decay.value(), in.time_first.value(),
+                              in.initial_state.value(), in.resets, y.value(), final_state.value(), borders});
 
   if (Tape* tape = Tape::recording({in.k, in.v, in.time_decay, in.time_first, in.initial_state})) {
-    tape->record({&y, &final_state}, [k = in.k, v = in.v, time_decay = in.time_decay,
-                                      time_first = in.time_first,
-                                      initial_state = in.initial_state.without_value(),
-                                      has_state = in.initial_state.defined(), resets = in.resets,
-                                      borders](const std::vector<Tensor>& grad_outputs) {
-      const Tensor grad_k = empty_like(k.value()), grad_v = empty_like(v.value());
-      const Tensor grad_initial =
-          has_state ? Tensor::empty({k.dim(0), 2, k.dim(2)}, borders.dtype(), k.device()) : Tensor();
-      const Gradient::Target grad_decay = gradient_target(time_decay);
-      const Gradient::Target grad_first = gradient_target(time_first);
-      wkv_backward(k.device(),
-                   {k.value(), v.value(), time_decay.value(), time_first.value(), resets, borders,
-                    grad_outputs[0], grad_outputs[1], grad_k, grad_v, grad_initial, grad_decay.tensor,
-                    grad_first.tensor, grad_decay.accumulate, grad_first.accumulate});
-      k.add_gradient(grad_k);
-      v.add_gradient(grad_v);
-      initial_state.add_gradient(grad_initial);
-    });
+    tape->record({&y, &final_state},
+                 [k = in.k, v = in.v, time_decay = in.time_decay, time_first = in.time_first,
+                  initial_state = in.initial_state.without_value(), has_state = in.initial_state.defined(),
+                  resets = in.resets, borders](const std::vector<Tensor>& grad_outputs) {
+                   const Tensor grad_k = empty_like(k.value()), grad_v = empty_like(v.value());
+                   const Tensor grad_initial =
+                       has_state ? Tensor::empty({k.dim(0), 2, k.dim(2)}, borders.dtype(), k.device())
+                                 : Tensor();
+                   const Gradient::Target grad_decay = gradient_target(time_decay);
+                   const Gradient::Target grad_first = gradient_target(time_first);
+                   wkv_backward(k.device(), {k.value(), v.value(), time_decay.value(), time_first.value(),
+                                             resets, borders, grad_outputs[0], grad_outputs[1], grad_k,
+                                             grad_v, grad_initial, grad_decay.tensor, grad_first.tensor,
+                                             grad_decay.accumulate, grad_first.accumulate});
+                   k.add_gradient(grad_k);
+                   v.add_gradient(grad_v);
+                   initial_state.add_gradient(grad_initial);
+                 });
   }
   return {y, final_state};
 }

@@ -48,7 +48,8 @@ struct Lanes {
         v(rows_at<T>(args.v, b, first)),
         u(args.time_first.template data<T>() + first),
         resets(args.resets.defined() ? args.resets.template data<int32_t>() + b * length : nullptr) {
-    for (int64_t i = 0; i < count; ++i) w[i] = exp_vectorisable(args.time_decay.template data<T>()[first + i]);
+    for (int64_t i = 0; i < count; ++i)
+      w[i] = exp_vectorisable(args.time_decay.template data<T>()[first + i]);
   }
 
   static int64_t tasks_per_sequence(int64_t channels) {
@@ -110,8 +111,7 @@ void forward_lanes(const WkvForwardArgs& args, int64_t task) {
   if (args.initial_state.defined()) lanes.load_state(args.initial_state, lanes.b, a, l);
   T* y = rows_at<T>(args.y, lanes.b, lanes.first);
   for (int64_t t = 0; t < lanes.length; ++t) {
-    if (t % wkv_stretch == 0)
-      lanes.store_state(args.borders, lanes.b * n_stretches + t / wkv_stretch, a, l);
+    if (t % wkv_stretch == 0) lanes.store_state(args.borders, lanes.b * n_stretches + t / wkv_stretch, a, l);
     lanes.forget_at_reset(t, a, l);
     lanes.average(t, a, l, y + t * lanes.channels);
     lanes.advance(t, a, l);

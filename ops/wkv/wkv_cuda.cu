@@ -93,8 +93,8 @@ __device__ __forceinline__ void store_state(float* states, int64_t index, int64_
   to[channels] = state.l;
 }
 /// Of an absent tensor: what `otherwise` is.
-__device__ __forceinline__ State load_state_or(const float* states, int64_t index, int64_t channels, int64_t c,
-                                               const State& otherwise) {
+__device__ __forceinline__ State load_state_or(const float* states, int64_t index, int64_t channels,
+                                               int64_t c, const State& otherwise) {
   return states != nullptr ? load_state(states, index, channels, c) : otherwise;
 }
 
@@ -111,7 +111,8 @@ __device__ __forceinline__ int64_t thread_number() {
 __device__ __forceinline__ Place place_of(const Sizes& sizes, int64_t thread) {
   const int64_t index = thread / sizes.channels, piece = index % sizes.n_pieces;
   const int64_t begin = piece * sizes.piece_length(), end = begin + sizes.piece_length();
-  return {index / sizes.n_pieces, piece, thread % sizes.channels, begin, end < sizes.length ? end : sizes.length};
+  return {index / sizes.n_pieces, piece, thread % sizes.channels, begin,
+          end < sizes.length ? end : sizes.length};
 }
 
 /// One channel of one sequence.
@@ -259,7 +260,8 @@ __global__ void __launch_bounds__(block)
   if (thread >= sizes.batch * sizes.n_pieces * sizes.channels) return;
   const Place place = place_of(sizes, thread);
   const Channel<T> channel(in, sizes, place.b, place.c);
-  State state = load_state(borders, place.b * sizes.n_stretches + place.begin / wkv_stretch, sizes.channels, place.c);
+  State state =
+      load_state(borders, place.b * sizes.n_stretches + place.begin / wkv_stretch, sizes.channels, place.c);
   float D = 1.0f, E = 0.0f, ca = 0.0f, cl = 0.0f;
   channel.walk(place.begin, place.end, grad_y, [&](int64_t, const typename Channel<T>::Step& step) {
     if (step.starts_document) state.forget();
@@ -303,7 +305,7 @@ struct Gradients {
   const float* after;  // (batch, n_pieces, 2, channels) or null: 0
   T* k;
   T* v;
-  float* initial_state;                   // or null
+  float* initial_state;                    // or null
   float *decay_partials, *first_partials;  // (batch * n_pieces, channels)
 };
 
@@ -321,7 +323,9 @@ __global__ void __launch_bounds__(block)
   const Place place = place_of(sizes, thread);
   const Channel<T> channel(in, sizes, place.b, place.c);
   const int64_t index = place.index(sizes);
-  const auto slot = [](int64_t step) { return static_cast<int>(step) * block + static_cast<int>(threadIdx.x); };
+  const auto slot = [](int64_t step) {
+    return static_cast<int>(step) * block + static_cast<int>(threadIdx.x);
+  };
 
   State after = load_state_or(gradients.after, index, sizes.channels, place.c, {0.0f, 0.0f});
   float sum_u = 0.0f, sum_w = 0.0f;
@@ -369,7 +373,8 @@ void forward(const WkvForwardArgs& args) {
   if (sizes.n_pieces > 1) {
     const Tensor summaries =
         Tensor::empty({sizes.batch, sizes.n_pieces, 3, sizes.channels}, DType::f32, args.k.device());
-    launch("wkv_summarise_pieces", summarise_pieces<T>, threads_for(n_threads), in, summaries.data<float>(), sizes);
+    launch("wkv_summarise_pieces", summarise_pieces<T>, threads_for(n_threads), in, summaries.data<float>(),
+           sizes);
     launch("wkv_pass_states", pass_states, threads_for(sizes.batch * sizes.channels), summaries.data<float>(),
            initial_state, borders, sizes);
   }
@@ -381,7 +386,9 @@ template <class T>
 void backward(const WkvBackwardArgs& args) {
   const Sizes sizes = sizes_of(args);
   const int64_t n_threads = sizes.batch * sizes.n_pieces * sizes.channels;
-  const auto temporary = [&](const Shape& shape) { return Tensor::empty(shape, DType::f32, args.k.device()); };
+  const auto temporary = [&](const Shape& shape) {
+    return Tensor::empty(shape, DType::f32, args.k.device());
+  };
   const Inputs<T> in = inputs_of<T>(args);
   const float* borders = args.borders.data<float>();
   const T* grad_y = args.grad_y.data<T>();

@@ -30,6 +30,19 @@ LanguageModelConfig tiny_config() {
   return config;
 }
 
+/// The blocks of RWKV-4: LayerNorm, also behind the embedding, and two mixers in each layer, the second after a norm.
+LanguageModelConfig two_mixer_config() {
+  LanguageModelConfig config;
+  config.vocab_size = 13;
+  config.d_model = 6;
+  config.n_layers = 2;
+  config.norm = "layer_norm";
+  config.norm_embeddings = true;
+  config.mixer = make_mixer_config("rwkv4_time_mix");
+  config.mlp = make_mixer_config("rwkv4_channel_mix");
+  return config;
+}
+
 /// i32 (batch, length) in [0, 13).
 Tensor some_tokens(int64_t batch, int64_t length, const char* stream) {
   RandomStream random(5, stream);
@@ -97,8 +110,8 @@ TEST_CASE("LanguageModel: published sizes have the published numbers of paramete
 TEST_CASE("LanguageModel: the loss's gradient matches finite differences in every parameter") {
   for (const bool tied : {true, false}) {
     for (const bool recomputed : {false, true}) {
-      INFO((tied ? "tied" : "untied") << (recomputed ? ", blocks recomputed" : ""));
-      LanguageModelConfig config = tiny_config();
+      INFO((tied ? "tied" : "untied, two mixers in a layer") << (recomputed ? ", blocks recomputed" : ""));
+      LanguageModelConfig config = tied ? tiny_config() : two_mixer_config();
       config.tie_embeddings = tied;
       LanguageModel model(config, DType::f64);
       fill(model);
@@ -133,7 +146,7 @@ TEST_CASE("LanguageModel: the loss is the mean negative log-likelihood under the
 
 TEST_CASE("LanguageModel: recomputed blocks give the same loss and gradients, bit for bit") {
   for (const double drop_prob : {0.0, 0.3}) {
-    LanguageModelConfig config = tiny_config();
+    LanguageModelConfig config = drop_prob > 0.0 ? two_mixer_config() : tiny_config();
     config.drop_prob = drop_prob;
     LanguageModel model(config, DType::f32);
     fill(model);
@@ -178,6 +191,28 @@ TEST_CASE("LanguageModel: layers may differ") {
   CHECK(model.forward(some_tokens(1, 5, "tokens"), {}, {}).state.size() == 3);
 }
 
+TEST_CASE("LanguageModel: LayerNorm has biases, and a layer's second mixer stands where the MLP would") {
+  LanguageModelConfig config = two_mixer_config();
+  config.embedding_range = 1e-4;
+  LanguageModel model(config, DType::f32);
+  model.initialize(1);
+  for (const char* name :
+       {"backbone.norm_embeddings.bias", "backbone.layers.1.norm.bias", "backbone.layers.1.norm2.weight",
+        "backbone.layers.1.norm2.bias", "backbone.layers.1.mlp.key.weight", "backbone.norm_f.bias"}) {
+    INFO(name);
+    CHECK(model.parameters().find(name) != nullptr);
+  }
+  double largest = 0.0;
+  const Parameter* embeddings = model.parameters().find("backbone.embeddings.weight");
+  for (const double number : embeddings->value.to_vector<double>())
+    largest = std::max(largest, std::abs(number));
+  CHECK(largest < 1.0001e-4);
+  CHECK(largest > 0.9e-4);
+  // The second layer knows that it is the second of 2: (i / 6)^(1/2).
+  const auto mix = model.parameters().find("backbone.layers.1.mlp.time_mix_k")->value.to_vector<double>();
+  CHECK(mix[3] == Approx(std::sqrt(0.5)).epsilon(1e-6));
+}
+
 TEST_CASE("LanguageModel: dropout is a function of seed and step, and off while evaluating") {
   LanguageModelConfig config = tiny_config();
   config.drop_prob = 0.4;
@@ -194,25 +229,29 @@ TEST_CASE("LanguageModel: dropout is a function of seed and step, and off while 
 }
 
 TEST_CASE("LanguageModel: a state handed over gives the outputs of the whole") {
-  LanguageModel model(tiny_config(), DType::f64);
-  fill(model);
-  const Tensor tokens = some_tokens(2, 23, "tokens"), resets = random_resets(2, 23, 0.1);
-  const Tensor whole = model.forward(tokens, {}, resets).hidden.value();
-  LanguageModelState state;
-  int64_t begin = 0;
-  for (const int64_t end : {1, 2, 14, 23}) {
-    INFO("steps " << begin << " to " << end);
-    auto output = model.forward(steps_of(tokens, begin, end), state, steps_of(resets, begin, end));
-    state = std::move(output.state);
-    CHECK(relative_error(output.hidden.value(), steps_of(whole, begin, end)) < 1e-12);
-    begin = end;
+  for (const LanguageModelConfig& config : {tiny_config(), two_mixer_config()}) {
+    LanguageModel model(config, DType::f64);
+    fill(model);
+    const Tensor tokens = some_tokens(2, 23, "tokens"), resets = random_resets(2, 23, 0.1);
+    const Tensor whole = model.forward(tokens, {}, resets).hidden.value();
+    LanguageModelState state;
+    int64_t begin = 0;
+    for (const int64_t end : {1, 2, 14, 23}) {
+      INFO("steps " << begin << " to " << end);
+      auto output = model.forward(steps_of(tokens, begin, end), state, steps_of(resets, begin, end));
+      state = std::move(output.state);
+      CHECK(relative_error(output.hidden.value(), steps_of(whole, begin, end)) < 1e-12);
+      begin = end;
+    }
+    int64_t size = 0;
+    for (const MixerState& part_of_layer : state) {
+      for (const Variable& part : part_of_layer) size += part.value().numel();
+    }
+    CHECK(size == 2 * model.state_size());
+    CHECK(state.size() == (config.mlp ? 4 : 2));
+    CHECK_THROWS_WITH(model.forward(tokens, LanguageModelState(1), {}),
+                      fmt::format("the state is that of 1 mixers, the model has {}", state.size()));
   }
-  int64_t size = 0;
-  for (const MixerState& layer : state) {
-    for (const Variable& part : layer) size += part.value().numel();
-  }
-  CHECK(size == 2 * model.state_size());
-  CHECK_THROWS_WITH(model.forward(tokens, LanguageModelState(1), {}), "the state has 1 layers, the model 2");
 }
 
 TEST_CASE("LanguageModel: the same seed gives the same model, another seed another") {
@@ -231,6 +270,9 @@ TEST_CASE("LanguageModel: options written are read back") {
            "d_model: 32\nn_layers: 3\ndrop_prob: 0.25\ntie_embeddings: false\nd_intermediate: 7\n",
            "layers: [{mixer: {type: mamba2, d_state: 8}, repeat: 3}, {mixer: {type: mamba2}, d_intermediate: "
            "64}]\n",
+           "norm: layer_norm\nnorm_embeddings: true\nembedding_range: 0.5\nmlp: {type: rwkv4_channel_mix, "
+           "dim_ffn: 9}\n",
+           "layers: [{mixer: {type: mamba2}, mlp: {type: rwkv4_channel_mix}}]\n",
        }) {
     INFO(yaml);
     const std::string written = write_config(read_config(yaml));
@@ -248,8 +290,10 @@ TEST_CASE("LanguageModel: mistakes in the options are named with their place") {
   const auto error = [](const std::string& yaml) {
     return input_error_of([&] { read_config(yaml).validate("model"); });
   };
-  CHECK(error("d_model: 8\nmixer:\n  type: mamba3\n") ==
-        "model.yaml:3: model.mixer.type: 'mamba3' is not a mixer. Did you mean 'mamba2'? Known: mamba2");
+  CHECK_THAT(
+      error("d_model: 8\nmixer:\n  type: mamba3\n"),
+      ContainsSubstring(
+          "model.yaml:3: model.mixer.type: 'mamba3' is not a mixer. Did you mean 'mamba2'? Known: mamba2"));
   CHECK(error("mixer: {d_state: 4}\n") == "model.yaml:1: model.mixer has no type; write type: mamba2");
   CHECK(error("mixer: mamba2\n") ==
         "model.yaml:1: model.mixer must be a map such as {type: mamba2, d_state: 64}");
@@ -260,6 +304,10 @@ TEST_CASE("LanguageModel: mistakes in the options are named with their place") {
   CHECK(error("d_model: 48\n") == "model.mixer.head_dim is 64; it must divide expand * d_model = 96");
   CHECK(error("d_model: 48\nlayers: [{mixer: {type: mamba2, head_dim: 32}}, {mixer: {type: mamba2}}]\n") ==
         "model.layers.1.mixer.head_dim is 64; it must divide expand * d_model = 96");
+  CHECK(error("layers: [{mixer: {type: mamba2}, mlp: {type: rwkv4_channel_mix}, d_intermediate: 5}]\n") ==
+        "model.layers.0.d_intermediate is 5; beside mlp there is no gated MLP: give either of the two");
+  CHECK(error("mlp: {type: rwkv4_channel_mix, layer_id: 2, n_layers: 2}\n") ==
+        "model.mlp.layer_id is 2; it must be below n_layers = 2");
   CHECK_THAT(error("n_layers: 3\nlayers: [{mixer: {type: mamba2}}]\n"),
              ContainsSubstring("model.layers already lists every layer; give either of the two"));
   CHECK_THAT(error("mixer: {type: mamba2, d_sate: 4}\n"), ContainsSubstring("d_state"));

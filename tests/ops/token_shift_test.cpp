@@ -12,7 +12,8 @@ namespace {
 
 /// x, initial_state, mixes.
 std::vector<Tensor> inputs_of(int64_t batch, int64_t length, int64_t channels, int n_mixes) {
-  std::vector<Tensor> inputs{random_tensor({batch, length, channels}, 1), random_tensor({batch, channels}, 2)};
+  std::vector<Tensor> inputs{random_tensor({batch, length, channels}, 1),
+                             random_tensor({batch, channels}, 2)};
   for (int i = 0; i < n_mixes; ++i) inputs.push_back(random_tensor({channels}, 3 + static_cast<uint64_t>(i)));
   return inputs;
 }
@@ -57,9 +58,7 @@ TEST_CASE("token_shift: gradient matches finite differences at odd sizes") {
 
 TEST_CASE("token_shift: gradients without a state, and where only some outputs are used") {
   const std::vector<Tensor> inputs = inputs_of(2, 300, 8, 2);
-  const auto no_state = [](const std::vector<Variable>& in) {
-    return token_shift(in[0], {in[1], in[2]}).y;
-  };
+  const auto no_state = [](const std::vector<Variable>& in) { return token_shift(in[0], {in[1], in[2]}).y; };
   CHECK(check_gradient(no_state, {inputs[0], inputs[2], inputs[3]}) == "");
   const auto second_only = [](const std::vector<Variable>& in) {
     return std::vector{token_shift(in[0], {in[2], in[3]}, in[1]).y[1]};
@@ -72,7 +71,8 @@ TEST_CASE("token_shift: gradients without a state, and where only some outputs a
 }
 
 TEST_CASE("token_shift: every entry of the Jacobian") {
-  CHECK(check_jacobian(with(Tensor::from_vector<int32_t>({1, 4}, {0, 0, 1, 0})), inputs_of(1, 4, 2, 3)) == "");
+  CHECK(check_jacobian(with(Tensor::from_vector<int32_t>({1, 4}, {0, 0, 1, 0})), inputs_of(1, 4, 2, 3)) ==
+        "");
 }
 
 TEST_CASE("token_shift: bf16 on a GPU agrees with f64") {
@@ -112,7 +112,8 @@ TEST_CASE("token_shift: the same bits with 1 and several threads") {
     Tape tape;
     const std::vector<Variable> outputs = with({})(leaves);
     std::vector<Tensor> cotangents;
-    for (const Variable& output : outputs) cotangents.push_back(random_tensor(output.shape(), 8).to(DType::f32));
+    for (const Variable& output : outputs)
+      cotangents.push_back(random_tensor(output.shape(), 8).to(DType::f32));
     tape.backward(outputs, cotangents);
     std::vector<Tensor> results;
     for (const Variable& leaf : leaves) results.push_back(leaf.gradient().tensor());

@@ -89,8 +89,9 @@ TEST_CASE("wkv: gradients where only one of the outputs is used") {
   const std::vector<Tensor> inputs = inputs_of(2, 40, 3);
   CHECK(check_gradient([](const std::vector<Variable>& in) { return std::vector{run(in, {}, true).y}; },
                        inputs) == "");
-  CHECK(check_gradient([](const std::vector<Variable>& in) { return std::vector{run(in, {}, true).final_state}; },
-                       inputs) == "");
+  CHECK(check_gradient(
+            [](const std::vector<Variable>& in) { return std::vector{run(in, {}, true).final_state}; },
+            inputs) == "");
 }
 
 TEST_CASE("wkv: every entry of the Jacobian") {
@@ -215,5 +216,6 @@ TEST_CASE("wkv: names what is wrong") {
   std::vector<Variable> mixed = constants(good);
   mixed[3] = Variable(good[3].to(DType::f32));
   CHECK_THROWS_WITH(run(mixed, {}, true), "wkv: time_first is f32; beside f64 arguments it must be f64");
-  CHECK_THROWS_WITH(call(good, Tensor::full({2, 5}, 2, DType::i32)), "wkv: resets[0, 0] is 2; it must be 0 or 1");
+  CHECK_THROWS_WITH(call(good, Tensor::full({2, 5}, 2, DType::i32)),
+                    "wkv: resets[0, 0] is 2; it must be 0 or 1");
 }
