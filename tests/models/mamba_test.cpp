@@ -402,6 +402,7 @@ TEST_CASE("mamba: sizes that do not fit together are refused by name") {
   CHECK(error([](MambaConfig&) {}) == "(no error)");
   CHECK(error([](MambaConfig& config) { config.dt_min = 0.5; }) ==
         "model.mixer.dt_min is 0.5; it must not exceed dt_max = 0.1");
-  CHECK(error([](MambaConfig& config) { config.dt_rank = 193; }) ==
-        "model.mixer.dt_rank is 193; it must not exceed expand * d_model = 192, the step sizes that it gives");
+  CHECK(
+      error([](MambaConfig& config) { config.dt_rank = 193; }) ==
+      "model.mixer.dt_rank is 193; it must not exceed expand * d_model = 192, the step sizes that it gives");
 }
