@@ -65,8 +65,7 @@ void check_arguments(const SelectiveScanInputs& in) {
 
 /// The states that the backward starts its stretches from.
 Tensor make_saved_states(const SelectiveScanInputs& in) {
-  const int64_t stretch =
-      in.x.device().is_cpu() ? selective_scan_stretch_cpu : selective_scan_stretch_cuda;
+  const int64_t stretch = in.x.device().is_cpu() ? selective_scan_stretch_cpu : selective_scan_stretch_cuda;
   const int64_t n_stretches = (in.x.dim(1) + stretch - 1) / stretch;
   return Tensor::empty({in.x.dim(0), n_stretches, in.A.dim(1), in.x.dim(2)}, in.A.dtype(), in.x.device());
 }

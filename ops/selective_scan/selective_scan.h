@@ -6,9 +6,9 @@
 namespace headwater {
 
 struct SelectiveScanInputs {
-  Variable x, dt;          ///< (batch, length, d_inner)
-  Variable A;              ///< (d_inner, d_state), negative
-  Variable B, C;           ///< (batch, length, n_groups, d_state)
+  Variable x, dt;  ///< (batch, length, d_inner)
+  Variable A;      ///< (d_inner, d_state), negative
+  Variable B, C;   ///< (batch, length, n_groups, d_state)
   // May be absent:
   Variable D = {};              ///< (d_inner)
   Variable z = {};              ///< (batch, length, d_inner), the gate

@@ -79,14 +79,11 @@ class Block {
   }
 
   /// Where the block's channels of a (batch, length, d_inner) tensor begin at step t.
-  int64_t offset(int64_t t) const {
-    return (place_.b * sizes_.length + t) * sizes_.d_inner + place_.first;
-  }
+  int64_t offset(int64_t t) const { return (place_.b * sizes_.length + t) * sizes_.d_inner + place_.first; }
   /// The block's part of a (batch, d_inner, d_state) tensor; null for an undefined one.
   T* state_in(const Tensor& states) const {
-    return states.defined()
-               ? states.data<T>() + (place_.b * sizes_.d_inner + place_.first) * sizes_.d_state
-               : nullptr;
+    return states.defined() ? states.data<T>() + (place_.b * sizes_.d_inner + place_.first) * sizes_.d_state
+                            : nullptr;
   }
   /// The d_state numbers of the block's group at step t of B or C.
   const T* map(const Tensor& maps, int64_t t) const {
@@ -191,9 +188,9 @@ void forward(const SelectiveScanForwardArgs& args) {
   const int64_t per_sequence = sizes.n_groups * sizes.blocks_per_group;
   parallel_for_each(sizes.batch * per_sequence, [&](int64_t item) {
     const int64_t block = item % per_sequence;
-    forward_block<T>(args, sizes,
-                     Place(sizes, item / per_sequence, block / sizes.blocks_per_group,
-                           block % sizes.blocks_per_group));
+    forward_block<T>(
+        args, sizes,
+        Place(sizes, item / per_sequence, block / sizes.blocks_per_group, block % sizes.blocks_per_group));
   });
 }
 
@@ -246,8 +243,12 @@ struct Stretch {
     std::copy(sum, sum + lanes, &s[k * lanes]);
   }
 
-  const T* state_before(int64_t k, bool starts) const { return starts ? zeros.data() : &states[k * tile]; }
-  const T* state_after(int64_t k) const { return &states[(k + 1) * tile]; }
+  const T* state_before(int64_t k, bool starts) const {
+    return starts ? zeros.data() : &states[k * tile];
+  }
+  const T* state_after(int64_t k) const {
+    return &states[(k + 1) * tile];
+  }
 
   int64_t tile;
   std::vector<T> decays, states, zeros;  // (stretch, d_state, lanes); states: the one before step k at k
@@ -340,8 +341,7 @@ class BackwardBlock {
     const T* C = block_.map(args_.forward.C, t);
     const T* before = stretch_.state_before(k, block_.starts_document(t));
     const T* after = stretch_.state_after(k);
-    const int64_t row =
-        ((place_.b * sizes_.length + t) * sizes_.n_groups + place_.group) * sizes_.d_state;
+    const int64_t row = ((place_.b * sizes_.length + t) * sizes_.n_groups + place_.group) * sizes_.d_state;
     T v[lanes], sum_v[lanes] = {}, sum_dt[lanes] = {};
     for (int c = 0; c < lanes; ++c) v[c] = dt[c] * x[c];
     for (int64_t n = 0; n < sizes_.d_state; ++n) {
@@ -409,8 +409,7 @@ void backward(const SelectiveScanBackwardArgs& args) {
   });
 
   const auto deliver = [](const Tensor& sums, const Tensor& target) {
-    if (target.defined())
-      sum_blocks(sums.data<T>(), sums.dim(0), target.numel(), false, target.data<T>());
+    if (target.defined()) sum_blocks(sums.data<T>(), sums.dim(0), target.numel(), false, target.data<T>());
   };
   deliver(sums_B, args.grad_B);
   deliver(sums_C, args.grad_C);

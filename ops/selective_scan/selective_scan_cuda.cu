@@ -3,8 +3,8 @@
 
 #include "core/cuda/device.h"
 #include "core/cuda/launch.h"
-#include "ops/selective_scan/selective_scan_kernels.h"
 #include "ops/partial_sums.h"
+#include "ops/selective_scan/selective_scan_kernels.h"
 
 // A warp owns 32 neighbouring channels of one group and a chunk of time, a lane each; neighbours read neighbours. It
 // walks the chunk in stretches of 16 steps. Of a stretch a lane keeps dt', x and the like in registers, and takes one
@@ -70,9 +70,9 @@ struct Inputs {
 
 template <class T>
 Inputs<T> inputs_of(const SelectiveScanForwardArgs& args) {
-  return {args.x.data<T>(),       args.dt.data<T>(),           args.A.data<float>(),
-          args.B.data<T>(),       args.C.data<T>(),            args.D.data<float>(),
-          args.z.data<T>(),       args.dt_bias.data<float>(),  args.resets.data<int32_t>()};
+  return {args.x.data<T>(), args.dt.data<T>(),          args.A.data<float>(),
+          args.B.data<T>(), args.C.data<T>(),           args.D.data<float>(),
+          args.z.data<T>(), args.dt_bias.data<float>(), args.resets.data<int32_t>()};
 }
 
 /// What a warp owns, and a lane of it. Lanes beyond the group's end compute with zeros and write nothing.
@@ -311,8 +311,7 @@ __global__ void __launch_bounds__(block)
         s[k] += at.entry(in.C, sizes, n, k) * h;
       }
       carries[n * sizes.d_inner] = h;
-      if (t + steps >= sizes.length)
-        final_state[(place.b * sizes.d_inner + place.d) * sizes.d_state + n] = h;
+      if (t + steps >= sizes.length) final_state[(place.b * sizes.d_inner + place.d) * sizes.d_state + n] = h;
     }
     if (in.z != nullptr) {
       float z[steps];
@@ -412,9 +411,8 @@ __global__ void __launch_bounds__(block)
           gradients.grad_initial_state[(place.b * sizes.d_inner + place.d) * sizes.d_state + n] = carry;
       }
       const float to_B = sums_over_lanes(decay), to_C = sums_over_lanes(h);
-      const int64_t row = ((place.warp_in_group * sizes.batch + place.b) * sizes.n_groups + place.group) *
-                              sizes.d_state +
-                          n;
+      const int64_t row =
+          ((place.warp_in_group * sizes.batch + place.b) * sizes.n_groups + place.group) * sizes.d_state + n;
       if (lane_index() < at.n) {
         gradients.B[row * sizes.length + t + lane_index()] = to_B;
         gradients.C[row * sizes.length + t + lane_index()] = to_C;
@@ -475,7 +473,8 @@ LaunchShape one_thread_each(int64_t n_threads) {
 /// Room for what is handed from chunk to chunk.
 struct Carries {
   Carries(const Sizes& sizes, Device device)
-      : states(Tensor::empty({sizes.batch, sizes.n_chunks, sizes.d_state, sizes.d_inner}, DType::f32, device)),
+      : states(
+            Tensor::empty({sizes.batch, sizes.n_chunks, sizes.d_state, sizes.d_inner}, DType::f32, device)),
         dt_sums(Tensor::empty({sizes.batch, sizes.n_chunks, sizes.d_inner}, DType::f32, device)) {}
   Tensor states, dt_sums;
 };

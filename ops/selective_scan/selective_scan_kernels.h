@@ -23,7 +23,8 @@ struct SelectiveScanForwardArgs {
   Tensor resets;         // i32 (batch, length) or undefined
   Tensor y;              // (batch, length, d_inner), written
   Tensor final_state;    // (batch, d_inner, d_state), written
-  Tensor saved_states;   // (batch, stretches, d_state, d_inner), written: the state before each; undefined if not wanted
+  Tensor
+      saved_states;  // (batch, stretches, d_state, d_inner), written: the state before each; undefined if not wanted
   bool softplus;
 };
 

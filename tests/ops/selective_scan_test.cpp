@@ -26,10 +26,14 @@ std::vector<Tensor> inputs_of(const Sizes& sizes) {
   const Shape map{sizes.batch, sizes.length, sizes.n_groups, sizes.d_state};
   const Tensor A = random_tensor({sizes.d_inner, sizes.d_state}, 3);
   for (int64_t i = 0; i < A.numel(); ++i) A.data<double>()[i] = -0.1 - std::abs(A.data<double>()[i]);
-  return {random_tensor(row, 1), random_tensor(row, 2),
-          A,                     random_tensor(map, 4),
-          random_tensor(map, 5), random_tensor({sizes.d_inner}, 6),
-          random_tensor(row, 7), random_tensor({sizes.d_inner}, 8, 0.5),
+  return {random_tensor(row, 1),
+          random_tensor(row, 2),
+          A,
+          random_tensor(map, 4),
+          random_tensor(map, 5),
+          random_tensor({sizes.d_inner}, 6),
+          random_tensor(row, 7),
+          random_tensor({sizes.d_inner}, 8, 0.5),
           random_tensor({sizes.batch, sizes.d_inner, sizes.d_state}, 9)};
 }
 
@@ -285,8 +289,9 @@ TEST_CASE("selective_scan: names what is wrong") {
   CHECK(error(B, random_tensor({2, 5, 2, 4}, 1)) ==
         "selective_scan: B has shape (2, 5, 2, 4); it must be (batch, length, n_groups, d_state) = (2, 5, "
         "n_groups, 3), d_state from A");
-  CHECK(error(B, random_tensor({2, 5, 4, 3}, 1)) ==
-        "selective_scan: 6 channels cannot share 4 groups of B and C; d_inner must be a multiple of n_groups");
+  CHECK(
+      error(B, random_tensor({2, 5, 4, 3}, 1)) ==
+      "selective_scan: 6 channels cannot share 4 groups of B and C; d_inner must be a multiple of n_groups");
   CHECK(error(C, random_tensor({2, 5, 1, 3}, 1)) ==
         "selective_scan: C has shape (2, 5, 1, 3); it must be the shape of B = (2, 5, 2, 3)");
   CHECK(error(D, random_tensor({3}, 1)) == "selective_scan: D has shape (3); it must be (d_inner) = (6)");
@@ -294,8 +299,9 @@ TEST_CASE("selective_scan: names what is wrong") {
         "selective_scan: z has shape (2, 4, 6); it must be (batch, length, d_inner) = (2, 5, 6)");
   CHECK(error(dt_bias, random_tensor({2}, 1)) ==
         "selective_scan: dt_bias has shape (2); it must be (d_inner) = (6)");
-  CHECK(error(initial_state, random_tensor({2, 3, 6}, 1)) ==
-        "selective_scan: initial_state has shape (2, 3, 6); it must be (batch, d_inner, d_state) = (2, 6, 3)");
+  CHECK(
+      error(initial_state, random_tensor({2, 3, 6}, 1)) ==
+      "selective_scan: initial_state has shape (2, 3, 6); it must be (batch, d_inner, d_state) = (2, 6, 3)");
   const Tensor resets = Tensor::zeros({2, 5}, DType::i32);
   resets.data<int32_t>()[7] = 2;
   CHECK(error(x, in[x], resets) == "selective_scan: resets[1, 2] is 2; it must be 0 or 1");
