@@ -52,6 +52,22 @@ Variable concat_last(const Variable& a, const Variable& b) {
   return y;
 }
 
+Variable narrow_last(const Variable& x, int64_t begin, int64_t end) {
+  const int64_t rows = rows_of(x.shape()), d = x.dim(-1), width = end - begin;
+  require(0 <= begin && begin <= end && end <= d, "narrow_last: [{}, {}) is not a range of {} columns", begin,
+          end, d);
+  Variable y(Tensor::empty(with_last(x.shape(), width), x.dtype(), x.device()));
+  copy_columns(x.device(), {x.value(), y.value(), rows, width, d, begin, width, 0});
+  if (Tape* tape = Tape::recording({x})) {
+    tape->record({&y}, [=](const std::vector<Tensor>& grad_outputs) {
+      const Tensor grad_x = zeros_like(x.value());
+      copy_columns(x.device(), {grad_outputs[0], grad_x, rows, width, width, 0, d, begin});
+      x.add_gradient(grad_x);
+    });
+  }
+  return y;
+}
+
 Variable transpose_last(const Variable& x) {
   require(x.shape().n_axes() >= 2, "transpose_last: x has shape {}; it must be (..., m, n)", x.shape());
   Variable y(transposed(x.value()));

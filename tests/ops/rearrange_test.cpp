@@ -9,6 +9,9 @@ TEST_CASE("rearrange: gradients match finite differences") {
   const auto concat = [](const std::vector<Variable>& in) {
     return std::vector<Variable>{concat_last(in[0], in[1])};
   };
+  const auto narrow = [](const std::vector<Variable>& in) {
+    return std::vector<Variable>{narrow_last(in[0], 2, 6)};
+  };
   const auto transpose = [](const std::vector<Variable>& in) {
     return std::vector<Variable>{transpose_last(in[0])};
   };
@@ -19,6 +22,7 @@ TEST_CASE("rearrange: gradients match finite differences") {
     return std::vector<Variable>{reshape(in[0], {4, 3})};
   };
   CHECK(check_gradient(concat, {random_tensor({2, 7, 3}, 1), random_tensor({2, 7, 100}, 2)}) == "");
+  CHECK(check_gradient(narrow, {random_tensor({2, 7, 9}, 1)}) == "");
   CHECK(check_gradient(transpose, {random_tensor({3, 7, 257}, 1)}) == "");
   CHECK(check_gradient(repeat, {random_tensor({7, 5}, 1)}) == "");
   CHECK(check_jacobian(other_shape, {random_tensor({2, 6}, 1)}) == "");
@@ -57,7 +61,9 @@ TEST_CASE("rearrange: elements land where they should") {
   const Variable a(Tensor::from_vector<double>({2, 1}, {1, 2})),
       b(Tensor::from_vector<double>({2, 2}, {3, 4, 5, 6}));
   CHECK(concat_last(a, b).value().to_vector<double>() == std::vector<double>{1, 3, 4, 2, 5, 6});
+  CHECK(narrow_last(b, 1, 2).value().to_vector<double>() == std::vector<double>{4, 6});
   CHECK(transpose_last(b).value().to_vector<double>() == std::vector<double>{3, 5, 4, 6});
+  CHECK_THROWS_WITH(narrow_last(b, 1, 3), "narrow_last: [1, 3) is not a range of 2 columns");
   CHECK(repeat_leading(a, 2).value().to_vector<double>() == std::vector<double>{1, 2, 1, 2});
   CHECK_THROWS_WITH(
       concat_last(a, Variable(random_tensor({3, 2}, 1))),
