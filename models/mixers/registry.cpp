@@ -5,6 +5,7 @@
 #include "core/config_value.h"
 #include "core/error.h"
 #include "models/mixer.h"
+#include "models/mixers/attention.h"
 #include "models/mixers/mamba.h"
 #include "models/mixers/mamba2.h"
 #include "models/mixers/rwkv4.h"
@@ -23,6 +24,7 @@ const std::vector<Family>& families() {
       {"rwkv4_time_mix", [] { return std::make_shared<Rwkv4TimeMixConfig>(); }},
       {"rwkv4_channel_mix", [] { return std::make_shared<Rwkv4ChannelMixConfig>(); }},
       {"mamba", [] { return std::make_shared<MambaConfig>(); }},
+      {"attention", [] { return std::make_shared<AttentionConfig>(); }},
   };
   return table;
 }

@@ -19,11 +19,13 @@ void check_arguments(const Variable& q, const Variable& k, const Variable& v, co
   require(q.dim(1) >= 1 && q.dim(2) >= 1 && q.dim(3) >= 1,
           "{}: q has shape {}; there must be a query, a head and a channel", op, q.shape());
   require(k.shape().n_axes() == 4 && k.dim(0) == q.dim(0) && k.dim(2) >= 1 && k.dim(3) == q.dim(3),
-          "{}: k has shape {}; it must be (batch, n_keys, n_kv_heads, head_dim) with batch = {} and head_dim = {}",
+          "{}: k has shape {}; it must be (batch, n_keys, n_kv_heads, head_dim) with batch = {} and head_dim "
+          "= {}",
           op, k.shape(), q.dim(0), q.dim(3));
-  require(k.dim(1) >= q.dim(1), "{}: k has {} steps; they must end with those of the {} queries", op, k.dim(1),
-          q.dim(1));
-  require(q.dim(2) % k.dim(2) == 0, "{}: n_kv_heads is {}; it must divide n_heads = {}", op, k.dim(2), q.dim(2));
+  require(k.dim(1) >= q.dim(1), "{}: k has {} steps; they must end with those of the {} queries", op,
+          k.dim(1), q.dim(1));
+  require(q.dim(2) % k.dim(2) == 0, "{}: n_kv_heads is {}; it must divide n_heads = {}", op, k.dim(2),
+          q.dim(2));
   check_shape(op, "v", v, k.shape(), "the shape of k");
   check_like(op, "k", k, q);
   check_like(op, "v", v, q);
@@ -33,8 +35,9 @@ void check_arguments(const Variable& q, const Variable& k, const Variable& v, co
   require(positions.shape() == expected && positions.dtype() == DType::i32,
           "{}: positions is {} {}; it must be i32 (batch, n_queries) = {}", op, name_of(positions.dtype()),
           positions.shape(), expected);
-  require(positions.device() == q.device(), "{}: positions are on {}; they must be on {} like the other arguments",
-          op, to_string(positions.device()), to_string(q.device()));
+  require(positions.device() == q.device(),
+          "{}: positions are on {}; they must be on {} like the other arguments", op,
+          to_string(positions.device()), to_string(q.device()));
 }
 
 }  // namespace
@@ -62,7 +65,8 @@ Variable attention(const Variable& q, const Variable& k, const Variable& v, cons
 
   if (Tape* tape = Tape::recording({q, k, v})) {
     tape->record({&y}, [q, k, v, forward](const std::vector<Tensor>& grad_outputs) {
-      const Tensor grad_q = empty_like(forward.q), grad_k = empty_like(forward.k), grad_v = empty_like(forward.v);
+      const Tensor grad_q = empty_like(forward.q), grad_k = empty_like(forward.k),
+                   grad_v = empty_like(forward.v);
       attention_backward(q.device(), {forward, grad_outputs[0], grad_q, grad_k, grad_v});
       q.add_gradient(grad_q);
       k.add_gradient(grad_k);

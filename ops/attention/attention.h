@@ -9,7 +9,7 @@ namespace headwater {
 
 struct AttentionOptions {
   std::optional<double> scale = {};  ///< factor of the scores; absent: 1 / sqrt(head_dim)
-  int64_t window = -1;  ///< how many steps before its own a query sees; -1: no limit
+  int64_t window = -1;               ///< how many steps before its own a query sees; -1: no limit
 };
 
 /// Softmax attention of each query to its own step and to earlier ones of its document.

@@ -41,9 +41,21 @@ struct Sizes {
   int64_t query_blocks() const { return (n_queries + block_size - 1) / block_size; }
   int64_t key_blocks() const { return (n_keys + block_size - 1) / block_size; }
   int64_t offset() const { return n_keys - n_queries; }  // the step of the first query
+  int64_t products() const { return batch * n_heads * n_queries * n_keys * head_dim; }  // at most, of q k^T
 
   int64_t batch, n_queries, n_heads, head_dim, n_keys, n_kv_heads;
 };
+
+/// body(task) for each task, on one thread where all of them are less work than waking others: a decoded token.
+template <class Body>
+void for_each_task(const Sizes& sizes, int64_t n_tasks, const Body& body) {
+  constexpr int64_t least_products = 1 << 16;
+  if (sizes.products() >= least_products) {
+    parallel_for_each(n_tasks, body);
+  } else {
+    for (int64_t task = 0; task < n_tasks; ++task) body(task);
+  }
+}
 
 /// Rows of one head: `size` rows from `begin`, `step` apart.
 template <class T>
@@ -74,10 +86,12 @@ struct Head {
         log_sums(args.log_sums.data<T>() + (b * sizes.n_heads + h) * sizes.n_queries) {}
 
   static Rows<T> queries(const Tensor& tensor, const Sizes& sizes, int64_t b, int64_t h) {
-    return {tensor.data<T>() + (b * sizes.n_queries * sizes.n_heads + h) * sizes.head_dim, sizes.query_step()};
+    return {tensor.data<T>() + (b * sizes.n_queries * sizes.n_heads + h) * sizes.head_dim,
+            sizes.query_step()};
   }
   static Rows<T> keys(const Tensor& tensor, const Sizes& sizes, int64_t b, int64_t group) {
-    return {tensor.data<T>() + (b * sizes.n_keys * sizes.n_kv_heads + group) * sizes.head_dim, sizes.key_step()};
+    return {tensor.data<T>() + (b * sizes.n_keys * sizes.n_kv_heads + group) * sizes.head_dim,
+            sizes.key_step()};
   }
 
   /// The first key that query t sees; never falls as t rises. The last one is the query's own step.
@@ -143,15 +157,18 @@ void add_product(int64_t m, LeftMatrix<T> left, const Rows<T>& rows, int64_t wid
     multiply_block<T>(m, width, rows.size, left, rows.first(), rows.step, true, result, padded_width);
     return;
   }
-  for (int64_t i = 0; i < rows.size; ++i) std::copy_n(rows.first() + i * rows.step, width, buffer + i * padded_width);
+  for (int64_t i = 0; i < rows.size; ++i)
+    std::copy_n(rows.first() + i * rows.step, width, buffer + i * padded_width);
   multiply_block<T>(m, width, rows.size, left, buffer, padded_width, true, result, padded_width);
 }
 
 /// products = left right^T, rows block_size apart; `transposed` is memory for right^T.
 template <class T>
-void multiply_transposed(const Rows<T>& left, const Rows<T>& right, int64_t width, T* transposed, T* products) {
+void multiply_transposed(const Rows<T>& left, const Rows<T>& right, int64_t width, T* transposed,
+                         T* products) {
   transpose_block(right.size, width, right.first(), right.step, transposed, block_size);
-  multiply_block<T>(left.size, right.size, width, left.left(), transposed, block_size, false, products, block_size);
+  multiply_block<T>(left.size, right.size, width, left.left(), transposed, block_size, false, products,
+                    block_size);
 }
 
 template <class T>
@@ -185,15 +202,16 @@ class ForwardBlock {
       const Rows<T> keys = head_.k.block(s, sizes_.n_keys);
       multiply_transposed(queries_, keys, sizes_.head_dim, keys_transposed_, weights_);
       for (int64_t i = 0; i < queries_.size; ++i) weigh_row(i, keys);
-      add_product<T>(queries_.size, {weights_, block_size, 1}, head_.v.block(s, sizes_.n_keys), sizes_.head_dim,
-                     values_, accumulators_);
+      add_product<T>(queries_.size, {weights_, block_size, 1}, head_.v.block(s, sizes_.n_keys),
+                     sizes_.head_dim, values_, accumulators_);
     }
     for (int64_t i = 0; i < queries_.size; ++i) {
       T* accumulator = accumulators_ + i * value_step_;
       for (int64_t p = 0; p < sizes_.head_dim; ++p) accumulator[p] /= sums_[i];
       head_.log_sums[queries_.begin + i] = largest_[i] + std::log(sums_[i]);
     }
-    write_rows(accumulators_, Rows<T>{head_.y.data, head_.y.step, queries_.begin, queries_.size}, sizes_.head_dim);
+    write_rows(accumulators_, Rows<T>{head_.y.data, head_.y.step, queries_.begin, queries_.size},
+               sizes_.head_dim);
   }
 
  private:
@@ -227,7 +245,7 @@ template <class T>
 void forward(const AttentionForwardArgs& args) {
   const Sizes sizes(args);
   const int64_t n_blocks = sizes.query_blocks();
-  parallel_for_each(sizes.batch * sizes.n_heads * n_blocks, [&](int64_t item) {
+  for_each_task(sizes, sizes.batch * sizes.n_heads * n_blocks, [&](int64_t item) {
     const int64_t head_index = item / n_blocks;
     const Head<T> head(args, sizes, head_index / sizes.n_heads, head_index % sizes.n_heads);
     ForwardBlock<T>(sizes, head, item % n_blocks).run();
@@ -242,10 +260,11 @@ class Tile {
  public:
   explicit Tile(const Sizes& sizes)
       : sizes_(sizes),
-        scratch_(block_size * (sizes.head_dim + 2 * block_size)),
+        n_rows_(std::min(block_size, sizes.n_queries)),
+        scratch_(block_size * (sizes.head_dim + 2 * n_rows_)),
         transposed_(scratch_.take(sizes.head_dim, block_size)),
-        weights(scratch_.take(block_size, block_size)),
-        grad_scores(scratch_.take(block_size, block_size)) {}
+        weights(scratch_.take(n_rows_, block_size)),
+        grad_scores(scratch_.take(n_rows_, block_size)) {}
 
   void compute(const Head<T>& head, const Rows<T>& grad_y, const T* delta, int64_t t, int64_t s) {
     const Rows<T> queries = head.q.block(t, sizes_.n_queries), keys = head.k.block(s, sizes_.n_keys);
@@ -267,6 +286,7 @@ class Tile {
 
  private:
   const Sizes& sizes_;
+  const int64_t n_rows_;
   Scratch<T> scratch_;
   T* transposed_;
 
@@ -282,11 +302,11 @@ class Backward {
 
   void run() {
     const int64_t query_blocks = sizes_.query_blocks(), key_blocks = sizes_.key_blocks();
-    parallel_for_each(sizes_.batch * sizes_.n_heads * query_blocks, [&](int64_t item) {
+    for_each_task(sizes_, sizes_.batch * sizes_.n_heads * query_blocks, [&](int64_t item) {
       const int64_t head = item / query_blocks;
       compute_grad_q(head / sizes_.n_heads, head % sizes_.n_heads, item % query_blocks * block_size);
     });
-    parallel_for_each(sizes_.batch * sizes_.n_kv_heads * key_blocks, [&](int64_t item) {
+    for_each_task(sizes_, sizes_.batch * sizes_.n_kv_heads * key_blocks, [&](int64_t item) {
       const int64_t group = item / key_blocks;
       compute_grad_keys(group / sizes_.n_kv_heads, group % sizes_.n_kv_heads, item % key_blocks * block_size);
     });
@@ -303,17 +323,18 @@ class Backward {
     const Rows<T> grad_y = Head<T>::queries(args_.grad_y, sizes_, b, h);
     const Rows<T> rows = Head<T>::queries(args_.grad_q, sizes_, b, h).block(t, sizes_.n_queries);
     for (int64_t i = t; i < t + rows.size; ++i) {
-      delta(b, h)[i] = dot_product(grad_y.data + i * grad_y.step, head.y.data + i * head.y.step, sizes_.head_dim);
+      delta(b, h)[i] =
+          dot_product(grad_y.data + i * grad_y.step, head.y.data + i * head.y.step, sizes_.head_dim);
     }
     Tile<T> tile(sizes_);
     const int64_t width = padded<T>(sizes_.head_dim);
-    Scratch<T> scratch(2 * block_size * width);
-    T *sums = scratch.take(block_size, width), *buffer = scratch.take(block_size, width);
+    Scratch<T> scratch((rows.size + block_size) * width);
+    T *sums = scratch.take(rows.size, width), *buffer = scratch.take(block_size, width);
     const int64_t last = head.offset + t + rows.size - 1;
     for (int64_t s = head.first_key(t) / block_size * block_size; s <= last; s += block_size) {
       tile.compute(head, grad_y, delta(b, h), t, s);
-      add_product<T>(rows.size, {tile.grad_scores, block_size, 1}, head.k.block(s, sizes_.n_keys), sizes_.head_dim,
-                     buffer, sums);
+      add_product<T>(rows.size, {tile.grad_scores, block_size, 1}, head.k.block(s, sizes_.n_keys),
+                     sizes_.head_dim, buffer, sums);
     }
     write_rows(sums, rows, sizes_.head_dim);
   }
@@ -333,9 +354,12 @@ class Backward {
       const Rows<T> grad_y = Head<T>::queries(args_.grad_y, sizes_, b, h);
       for (int64_t t = first; t < sizes_.n_queries && head.first_key(t) < s + grad_k.size; t += block_size) {
         tile.compute(head, grad_y, delta(b, h), t, s);
-        const LeftMatrix<T> weights{tile.weights, 1, block_size}, grad_scores{tile.grad_scores, 1, block_size};
-        add_product<T>(grad_v.size, weights, grad_y.block(t, sizes_.n_queries), sizes_.head_dim, buffer, v_sums);
-        add_product<T>(grad_k.size, grad_scores, head.q.block(t, sizes_.n_queries), sizes_.head_dim, buffer, k_sums);
+        const LeftMatrix<T> weights{tile.weights, 1, block_size},
+            grad_scores{tile.grad_scores, 1, block_size};
+        add_product<T>(grad_v.size, weights, grad_y.block(t, sizes_.n_queries), sizes_.head_dim, buffer,
+                       v_sums);
+        add_product<T>(grad_k.size, grad_scores, head.q.block(t, sizes_.n_queries), sizes_.head_dim, buffer,
+                       k_sums);
       }
     }
     write_rows(k_sums, grad_k, sizes_.head_dim);
@@ -354,7 +378,8 @@ void attention_forward_cpu(const AttentionForwardArgs& args) {
 }
 
 void attention_backward_cpu(const AttentionBackwardArgs& args) {
-  dispatch_real(args.forward.q.dtype(), "attention", [&](auto element) { Backward<decltype(element)>(args).run(); });
+  dispatch_real(args.forward.q.dtype(), "attention",
+                [&](auto element) { Backward<decltype(element)>(args).run(); });
 }
 
 }  // namespace headwater

@@ -165,7 +165,8 @@ __device__ inline void store_pair(T* to, int column, int channels, float value, 
 }
 template <class T>
 __device__ inline void store_pair(const SharedRows<T>& to, int row, int column, float value, float next) {
-  to.data.store(to.offset + row * to.row_step + column, Packed<T, 2>{from_float<T>(value), from_float<T>(next)});
+  to.data.store(to.offset + row * to.row_step + column,
+                Packed<T, 2>{from_float<T>(value), from_float<T>(next)});
 }
 
 /// body(half, row, column, value, next): two neighbours in a row at a time. A thread's values lie in two rows; `half`, known
@@ -235,8 +236,7 @@ constexpr int64_t forward_bytes(int columns) {
 /// A block owns 64 queries of a head, and a slice of their results; a warp 16 of them. Shared: queries, keys, values (64 x
 /// columns each) and weights (64 x 64, each warp's rows its own).
 template <class T, int columns>
-__global__ void __launch_bounds__(forward_block)
-    forward(Inputs<T> in, T* y, float* log_sums, Sizes sizes) {
+__global__ void __launch_bounds__(forward_block) forward(Inputs<T> in, T* y, float* log_sums, Sizes sizes) {
   SharedMemory shared;
   const SharedRows<T> queries = shared_tile<T, columns>(shared), keys = shared_tile<T, columns>(shared);
   const SharedRows<T> values = shared_tile<T, columns>(shared), weights = shared_tile<T, tile_size>(shared);
@@ -247,7 +247,8 @@ __global__ void __launch_bounds__(forward_block)
   const int64_t last_key = sizes.n_keys - sizes.n_queries + last_query;
   const Visible rows[2] = {Visible(sizes, in.positions, place.b, t0 + first_row + fragment_row(0)),
                            Visible(sizes, in.positions, place.b, t0 + first_row + fragment_row(2))};
-  const HeadRows<T> query_rows(in.q, sizes.query_at(place.b, t0, place.h), sizes.query_step(), sizes.n_queries - t0);
+  const HeadRows<T> query_rows(in.q, sizes.query_at(place.b, t0, place.h), sizes.query_step(),
+                               sizes.n_queries - t0);
   const int channels = slice_channels(sizes, place.p0, columns);
 
   RunningSoftmax softmax;
@@ -258,7 +259,8 @@ __global__ void __launch_bounds__(forward_block)
     const int64_t key_offset = sizes.key_at(place.b, s0, group);
     WarpTile<1, tile_size / 8> scores;
     scores.clear();
-    copy_slice(values, HeadRows<T>(in.v, key_offset, sizes.key_step(), sizes.n_keys - s0), place.p0, channels);
+    copy_slice(values, HeadRows<T>(in.v, key_offset, sizes.key_step(), sizes.n_keys - s0), place.p0,
+               channels);
     for (int p0 = 0; p0 < sizes.head_dim; p0 += columns) {
       const int depth = slice_channels(sizes, p0, columns);
       if (p0 > 0) sync_block();
@@ -379,9 +381,9 @@ struct ScoreTiles {
         grad_b(shared_tile<T, columns>(shared)) {}
 
   /// With one slice, a and grad_a are copied if `is_first` only. At the end slice p_end is in b and grad_b.
-  __device__ void multiply_rows(const HeadRows<T>& a_rows, const HeadRows<T>& grad_a_rows, const HeadRows<T>& b_rows,
-                                const HeadRows<T>& grad_b_rows, bool is_first, int p_end, const Sizes& sizes,
-                                Scores& scores, Scores& grads) const {
+  __device__ void multiply_rows(const HeadRows<T>& a_rows, const HeadRows<T>& grad_a_rows,
+                                const HeadRows<T>& b_rows, const HeadRows<T>& grad_b_rows, bool is_first,
+                                int p_end, const Sizes& sizes, Scores& scores, Scores& grads) const {
     const int row = warp_row(), column = warp_column(tile_size);
     scores.clear();
     grads.clear();
@@ -439,7 +441,8 @@ constexpr int64_t backward_bytes(int columns) {
 /// A block owns 64 queries of a head, and a slice of their grad_q. Shared: QueryTile; q, grad_y, k and v (64 x columns each);
 /// dS (64 x 64).
 template <class T, int columns>
-__global__ void __launch_bounds__(backward_block) query_gradients(BackwardInputs<T> in, T* grad_q, Sizes sizes) {
+__global__ void __launch_bounds__(backward_block)
+    query_gradients(BackwardInputs<T> in, T* grad_q, Sizes sizes) {
   SharedMemory shared;
   const QueryTile queries(shared);
   const ScoreTiles<T, columns> tiles(shared);
@@ -460,8 +463,8 @@ __global__ void __launch_bounds__(backward_block) query_gradients(BackwardInputs
     const int64_t key_offset = sizes.key_at(place.b, s0, group);
     Scores scores, grads;
     tiles.multiply_rows(q, grad_y, HeadRows<T>(in.forward.k, key_offset, sizes.key_step(), sizes.n_keys - s0),
-                        HeadRows<T>(in.forward.v, key_offset, sizes.key_step(), sizes.n_keys - s0), s0 == first_tile,
-                        place.p0, sizes, scores, grads);
+                        HeadRows<T>(in.forward.v, key_offset, sizes.key_step(), sizes.n_keys - s0),
+                        s0 == first_tile, place.p0, sizes, scores, grads);
 #pragma unroll
     for (int n = 0; n < tile_size / 16; ++n) {
 #pragma unroll
@@ -499,7 +502,8 @@ __global__ void __launch_bounds__(backward_block)
   v_sums.clear();
   bool is_first = true;
   for (int h = place.h * sizes.heads_per_group(); h < (place.h + 1) * sizes.heads_per_group(); ++h) {
-    for (int64_t t0 = first_query > 0 ? first_query / tile_size * tile_size : 0; t0 < sizes.n_queries; t0 += tile_size) {
+    for (int64_t t0 = first_query > 0 ? first_query / tile_size * tile_size : 0; t0 < sizes.n_queries;
+         t0 += tile_size) {
       // What a query does not reach back to, none after it does.
       if (Visible(sizes, in.forward.positions, place.b, t0).first >= s0 + tile_size) break;
       const int64_t query_offset = sizes.query_at(place.b, t0, h);
@@ -513,8 +517,9 @@ __global__ void __launch_bounds__(backward_block)
       for (int n = 0; n < tile_size / 16; ++n) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          queries.weigh(warp_column(tile_size) + 8 * n + fragment_column(i), s0 + warp_row() + fragment_row(i),
-                        sizes.scale, scores.fragments[0][n].values[i], grads.fragments[0][n].values[i]);
+          queries.weigh(warp_column(tile_size) + 8 * n + fragment_column(i),
+                        s0 + warp_row() + fragment_row(i), sizes.scale, scores.fragments[0][n].values[i],
+                        grads.fragments[0][n].values[i]);
         }
       }
       store_scores(weights, scores);
@@ -568,8 +573,8 @@ void launch_backward(const AttentionBackwardArgs& args) {
   launch("attention_row_deltas", row_deltas<T>,
          {.grid = {blocks_for(delta.numel(), backward_block / warp_size)}, .block = backward_block},
          args.forward.y.data<T>(), args.grad_y.data<T>(), delta.data<float>(), sizes);
-  const BackwardInputs<T> in{inputs_of<T>(args.forward), args.grad_y.data<T>(), args.forward.log_sums.data<float>(),
-                             delta.data<float>()};
+  const BackwardInputs<T> in{inputs_of<T>(args.forward), args.grad_y.data<T>(),
+                             args.forward.log_sums.data<float>(), delta.data<float>()};
   launch("attention_query_gradients", query_gradients<T, columns>,
          {.grid = {sizes.batch * sizes.n_heads * sizes.query_tiles() * sizes.n_slices},
           .block = backward_block,
@@ -600,7 +605,8 @@ void dispatch_columns(const AttentionForwardArgs& args, const Body& body) {
 }  // namespace
 
 void attention_forward_cuda(const AttentionForwardArgs& args) {
-  dispatch_columns(args, [&](auto element, auto columns) { launch_forward<decltype(element), columns>(args); });
+  dispatch_columns(args,
+                   [&](auto element, auto columns) { launch_forward<decltype(element), columns>(args); });
 }
 
 void attention_backward_cuda(const AttentionBackwardArgs& args) {

@@ -11,7 +11,8 @@ struct AttentionForwardArgs {
   Tensor k, v;       // (batch, n_keys, n_kv_heads, head_dim)
   Tensor positions;  // i32 (batch, n_queries) or undefined
   Tensor y;          // as q, written
-  Tensor log_sums;   // (batch, n_heads, n_queries), of the dtype of the arithmetic, written: log of sum_s exp(S[t,s])
+  Tensor
+      log_sums;  // (batch, n_heads, n_queries), of the dtype of the arithmetic, written: log of sum_s exp(S[t,s])
   double scale;
   int64_t window;  // at most n_keys
 };

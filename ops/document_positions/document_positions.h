@@ -19,7 +19,7 @@ struct DocumentPositions {
 ///          undefined: 0. Both on `device`.
 /// Values   as check_resets() asks. A document of 2^31 steps or more overflows.
 /// Throws   an input error for a wrong shape, dtype or device; the text names the argument.
-DocumentPositions document_positions(const Tensor& resets, const Tensor& n_seen, int64_t batch, int64_t length,
-                                     Device device);
+DocumentPositions document_positions(const Tensor& resets, const Tensor& n_seen, int64_t batch,
+                                     int64_t length, Device device);
 
 }  // namespace headwater

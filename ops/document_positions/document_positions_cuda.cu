@@ -6,8 +6,8 @@ namespace headwater {
 namespace {
 
 /// One block of one warp a row: its lanes are 32 steps, whose last reset so far is a running maximum over the lanes.
-__global__ void count_steps(const int32_t* resets, const int32_t* n_seen, int32_t* positions, int32_t* next_n_seen,
-                            int64_t length) {
+__global__ void count_steps(const int32_t* resets, const int32_t* n_seen, int32_t* positions,
+                            int32_t* next_n_seen, int64_t length) {
   const int64_t b = blockIdx.x;
   if (resets != nullptr) resets += b * length;
   int start = n_seen != nullptr ? -n_seen[b] : 0;  // of the present document, as a step of this piece

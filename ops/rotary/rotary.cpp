@@ -8,7 +8,8 @@ namespace headwater {
 namespace {
 
 void check_arguments(const Variable& x, const Tensor& positions, const RotaryOptions& options) {
-  require(x.shape().n_axes() == 4, "rotary: x has shape {}; it must be (batch, length, n_heads, head_dim)", x.shape());
+  require(x.shape().n_axes() == 4, "rotary: x has shape {}; it must be (batch, length, n_heads, head_dim)",
+          x.shape());
   const Shape expected{x.dim(0), x.dim(1)};
   require(positions.defined() && positions.shape() == expected && positions.dtype() == DType::i32,
           "rotary: positions must be i32 (batch, length) = {}", expected);

@@ -12,7 +12,8 @@ constexpr int64_t rows_per_task = 16;
 
 /// All heads of one step: they share their angles.
 template <class T>
-void rotate_step(const RotaryArgs& args, const std::vector<T>& cosines, const std::vector<T>& sines, const T* x, T* y) {
+void rotate_step(const RotaryArgs& args, const std::vector<T>& cosines, const std::vector<T>& sines,
+                 const T* x, T* y) {
   const int64_t n_heads = args.x.dim(2), head_dim = args.x.dim(3), n_pairs = args.dim / 2;
   const int64_t pair_step = args.interleaved ? 2 : 1, to_second = args.interleaved ? 1 : n_pairs;
   for (int64_t h = 0; h < n_heads; ++h, x += head_dim, y += head_dim) {
@@ -35,7 +36,8 @@ void rotate(const RotaryArgs& args) {
   parallel_for(args.positions.numel(), rows_per_task, [&](int64_t begin, int64_t end) {
     std::vector<T> cosines(n_pairs), sines(n_pairs);
     for (int64_t row = begin; row < end; ++row) {
-      const double position = (args.backwards ? -1 : 1) * static_cast<double>(args.positions.data<int32_t>()[row]);
+      const double position =
+          (args.backwards ? -1 : 1) * static_cast<double>(args.positions.data<int32_t>()[row]);
       for (int64_t c = 0; c < n_pairs; ++c) {
         cosines[c] = static_cast<T>(std::cos(position * frequencies[c]));
         sines[c] = static_cast<T>(std::sin(position * frequencies[c]));

@@ -20,8 +20,8 @@ struct Sizes {
 
 std::vector<Tensor> inputs_of(const Sizes& sizes) {
   const Shape keys{sizes.batch, sizes.n_keys, sizes.n_kv_heads, sizes.head_dim};
-  return {random_tensor({sizes.batch, sizes.n_queries, sizes.n_heads, sizes.head_dim}, 1), random_tensor(keys, 2),
-          random_tensor(keys, 3)};
+  return {random_tensor({sizes.batch, sizes.n_queries, sizes.n_heads, sizes.head_dim}, 1),
+          random_tensor(keys, 2), random_tensor(keys, 3)};
 }
 
 CheckedFunction with(const Tensor& positions, const AttentionOptions& options) {
@@ -32,8 +32,8 @@ CheckedFunction with(const Tensor& positions, const AttentionOptions& options) {
 
 /// Of the last n_queries steps of sequences with random documents.
 Tensor random_positions(const Sizes& sizes, double probability) {
-  const Tensor whole = document_positions(random_resets(sizes.batch, sizes.n_keys, probability), {}, sizes.batch,
-                                          sizes.n_keys, {})
+  const Tensor whole = document_positions(random_resets(sizes.batch, sizes.n_keys, probability), {},
+                                          sizes.batch, sizes.n_keys, {})
                            .positions;
   return steps_of(whole, sizes.n_keys - sizes.n_queries, sizes.n_keys);
 }
@@ -53,7 +53,8 @@ Tensor direct(const std::vector<Tensor>& in, const Tensor& positions, const Atte
       if (positions.defined() && s < own - positions.data<int32_t>()[b * n_queries + t]) continue;
       const int64_t key = ((b * n_keys + s) * groups + h / (n_heads / groups)) * d;
       double score = 0.0;
-      for (int64_t p = 0; p < d; ++p) score += in[0].data<double>()[row * d + p] * in[1].data<double>()[key + p];
+      for (int64_t p = 0; p < d; ++p)
+        score += in[0].data<double>()[row * d + p] * in[1].data<double>()[key + p];
       const double weight = std::exp(scale * score);
       sum += weight;
       for (int64_t p = 0; p < d; ++p) y.data<double>()[row * d + p] += weight * in[2].data<double>()[key + p];
@@ -65,7 +66,8 @@ Tensor direct(const std::vector<Tensor>& in, const Tensor& positions, const Atte
 
 Tensor run(const std::vector<Tensor>& in, const Tensor& positions, const AttentionOptions& options,
            DType dtype = DType::f64) {
-  return attention(Variable(in[0].to(dtype)), Variable(in[1].to(dtype)), Variable(in[2].to(dtype)), positions, options)
+  return attention(Variable(in[0].to(dtype)), Variable(in[1].to(dtype)), Variable(in[2].to(dtype)), positions,
+                   options)
       .value();
 }
 
@@ -83,10 +85,11 @@ TEST_CASE("attention: tiles equal the definition, around the sizes of tiles and 
         const Tensor positions = random_positions(sizes, 0.05);
         INFO(n_queries << " queries, " << n_past << " keys before them, head_dim " << head_dim);
         CHECK(relative_error(run(in, {}, {}), direct(in, {}, {})) < reordering);
-        CHECK(relative_error(run(in, {}, {.scale = 0.7, .window = 20}), direct(in, {}, {.scale = 0.7, .window = 20})) <
-              reordering);
+        CHECK(relative_error(run(in, {}, {.scale = 0.7, .window = 20}),
+                             direct(in, {}, {.scale = 0.7, .window = 20})) < reordering);
         CHECK(relative_error(run(in, positions, {}), direct(in, positions, {})) < reordering);
-        CHECK(relative_error(run(in, positions, {.window = 9}), direct(in, positions, {.window = 9})) < reordering);
+        CHECK(relative_error(run(in, positions, {.window = 9}), direct(in, positions, {.window = 9})) <
+              reordering);
         CHECK(relative_error(run(in, {}, {.window = 0}), direct(in, {}, {.window = 0})) < reordering);
       }
     }
@@ -96,8 +99,8 @@ TEST_CASE("attention: tiles equal the definition, around the sizes of tiles and 
 TEST_CASE("attention: gradient matches finite differences") {
   // A single key: the gradients of q and k are 0 but for rounding, which there is nothing to compare with on a GPU.
   CHECK(check_gradient(with({}, {}), inputs_of({2, 1, 1, 1, 1, 3}), 1e-6, cpu_only) == "");
-  for (const Sizes& sizes : {Sizes{2, 7, 7, 4, 2, 5}, Sizes{1, 65, 65, 2, 1, 8},
-                             Sizes{2, 63, 64, 3, 3, 33}, Sizes{1, 3, 130, 2, 2, 16}, Sizes{1, 70, 135, 6, 2, 7}}) {
+  for (const Sizes& sizes : {Sizes{2, 7, 7, 4, 2, 5}, Sizes{1, 65, 65, 2, 1, 8}, Sizes{2, 63, 64, 3, 3, 33},
+                             Sizes{1, 3, 130, 2, 2, 16}, Sizes{1, 70, 135, 6, 2, 7}}) {
     INFO(sizes.n_queries << " queries, " << sizes.n_keys << " keys, head_dim " << sizes.head_dim);
     CHECK(check_gradient(with({}, {}), inputs_of(sizes)) == "");
     CHECK(check_gradient(with(random_positions(sizes, 0.05), {.scale = 0.3}), inputs_of(sizes)) == "");
@@ -124,7 +127,8 @@ TEST_CASE("attention: on a GPU, lengths around a tile, heads around a slice of c
     const Sizes sizes{2, length, length, 3, 3, 20};
     INFO("length " << length);
     CHECK(check_cuda(with({}, {}), inputs_of(sizes)) == "");
-    CHECK(check_cuda_bf16(with(random_positions(sizes, 0.05), {.window = 70}), inputs_of(sizes), {0, 1, 2}) == "");
+    CHECK(check_cuda_bf16(with(random_positions(sizes, 0.05), {.window = 70}), inputs_of(sizes), {0, 1, 2}) ==
+          "");
   }
 }
 
@@ -214,13 +218,13 @@ TEST_CASE("attention: names what is wrong") {
   CHECK(error(of_shape({2, 0, 4, 5}), k, k) ==
         "attention: q has shape (2, 0, 4, 5); there must be a query, a head and a channel");
   CHECK(error(q, of_shape({2, 3, 2, 6}), k) ==
-        "attention: k has shape (2, 3, 2, 6); it must be (batch, n_keys, n_kv_heads, head_dim) with batch = 2 and "
+        "attention: k has shape (2, 3, 2, 6); it must be (batch, n_keys, n_kv_heads, head_dim) with batch = "
+        "2 and "
         "head_dim = 5");
   CHECK(error(q, of_shape({2, 2, 2, 5}), k) ==
         "attention: k has 2 steps; they must end with those of the 3 queries");
   CHECK(error(q, of_shape({2, 3, 3, 5}), k) == "attention: n_kv_heads is 3; it must divide n_heads = 4");
-  CHECK(error(q, k, q) ==
-        "attention: v has shape (2, 3, 4, 5); it must be the shape of k = (2, 3, 2, 5)");
+  CHECK(error(q, k, q) == "attention: v has shape (2, 3, 4, 5); it must be the shape of k = (2, 3, 2, 5)");
   CHECK(error(q, k, Variable(k.value().to(DType::f32))) ==
         "attention: v is f32; it must be f64 like the other arguments");
   CHECK(error(q, k, k, Tensor::zeros({2, 4}, DType::i32)) ==

@@ -34,12 +34,14 @@ TEST_CASE("document_positions: a GPU counts as the CPU does, around the size of 
       CHECK(gpu.n_seen.to_vector<int32_t>() == cpu.n_seen.to_vector<int32_t>());
     }
   }
-  CHECK(document_positions({}, {}, 1, 3, cuda).positions.to_vector<int32_t>() == std::vector<int32_t>{0, 1, 2});
+  CHECK(document_positions({}, {}, 1, 3, cuda).positions.to_vector<int32_t>() ==
+        std::vector<int32_t>{0, 1, 2});
 }
 
 TEST_CASE("document_positions: names what is wrong") {
-  CHECK(input_error_of([] { document_positions(Tensor::zeros({2, 4}, DType::i32), {}, 2, 5, {}); }) ==
-        "document_positions: resets is i32 (2, 4); it must be i32 (batch, length) = (2, 5)");
+  CHECK(input_error_of([] {
+          document_positions(Tensor::zeros({2, 4}, DType::i32), {}, 2, 5, {});
+        }) == "document_positions: resets is i32 (2, 4); it must be i32 (batch, length) = (2, 5)");
   CHECK(input_error_of([] { document_positions({}, Tensor::zeros({3}, DType::i32), 2, 5, {}); }) ==
         "document_positions: n_seen is i32 (3); it must be i32 (batch) = (2)");
 }

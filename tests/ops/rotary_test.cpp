@@ -27,8 +27,10 @@ CheckedFunction with(const Tensor& positions, const RotaryOptions& options) {
 }
 
 const std::vector<RotaryOptions>& option_sets() {
-  static const std::vector<RotaryOptions> sets{
-      {.dim = 10}, {.dim = 10, .interleaved = true}, {.dim = 4, .base = 500.0}, {.dim = 2, .interleaved = true}};
+  static const std::vector<RotaryOptions> sets{{.dim = 10},
+                                               {.dim = 10, .interleaved = true},
+                                               {.dim = 4, .base = 500.0},
+                                               {.dim = 2, .interleaved = true}};
   return sets;
 }
 
@@ -55,14 +57,20 @@ TEST_CASE("rotary: pairs turn by their own frequency, halves or neighbours") {
   const Tensor x = Tensor::from_vector<double>({1, 1, 1, 5}, {1, 2, 3, 4, 5});
   const Tensor positions = Tensor::full({1, 1}, 3, DType::i32);
   const double fast = 3.0, slow = 3.0 / 100.0;
-  const auto first = [](double a, double b, double angle) { return a * std::cos(angle) - b * std::sin(angle); };
-  const auto second = [](double a, double b, double angle) { return a * std::sin(angle) + b * std::cos(angle); };
-  CHECK(relative_error(rotary(Variable(x), positions, {.dim = 4}).value(),
-                       Tensor::from_vector<double>({1, 1, 1, 5}, {first(1, 3, fast), first(2, 4, slow),
-                                                                  second(1, 3, fast), second(2, 4, slow), 5})) < 1e-15);
-  CHECK(relative_error(rotary(Variable(x), positions, {.dim = 4, .interleaved = true}).value(),
-                       Tensor::from_vector<double>({1, 1, 1, 5}, {first(1, 2, fast), second(1, 2, fast),
-                                                                  first(3, 4, slow), second(3, 4, slow), 5})) < 1e-15);
+  const auto first = [](double a, double b, double angle) {
+    return a * std::cos(angle) - b * std::sin(angle);
+  };
+  const auto second = [](double a, double b, double angle) {
+    return a * std::sin(angle) + b * std::cos(angle);
+  };
+  CHECK(relative_error(
+            rotary(Variable(x), positions, {.dim = 4}).value(),
+            Tensor::from_vector<double>({1, 1, 1, 5}, {first(1, 3, fast), first(2, 4, slow),
+                                                       second(1, 3, fast), second(2, 4, slow), 5})) < 1e-15);
+  CHECK(relative_error(
+            rotary(Variable(x), positions, {.dim = 4, .interleaved = true}).value(),
+            Tensor::from_vector<double>({1, 1, 1, 5}, {first(1, 2, fast), second(1, 2, fast),
+                                                       first(3, 4, slow), second(3, 4, slow), 5})) < 1e-15);
 }
 
 TEST_CASE("rotary: f32 agrees with f64 at large positions") {
@@ -76,10 +84,12 @@ TEST_CASE("rotary: f32 agrees with f64 at large positions") {
 TEST_CASE("rotary: names what is wrong") {
   const Variable x(random_tensor({2, 3, 1, 6}, 1));
   const Tensor positions = Tensor::zeros({2, 3}, DType::i32);
-  CHECK(input_error_of([&] { rotary(Variable(random_tensor({2, 3}, 1)), positions, {.dim = 2}); }) ==
-        "rotary: x has shape (2, 3); it must be (batch, length, n_heads, head_dim)");
-  CHECK(input_error_of([&] { rotary(x, Tensor::zeros({2, 4}, DType::i32), {.dim = 2}); }) ==
-        "rotary: positions must be i32 (batch, length) = (2, 3)");
+  CHECK(input_error_of([&] {
+          rotary(Variable(random_tensor({2, 3}, 1)), positions, {.dim = 2});
+        }) == "rotary: x has shape (2, 3); it must be (batch, length, n_heads, head_dim)");
+  CHECK(input_error_of([&] {
+          rotary(x, Tensor::zeros({2, 4}, DType::i32), {.dim = 2});
+        }) == "rotary: positions must be i32 (batch, length) = (2, 3)");
   for (const int64_t dim : {0, 3, 8}) {
     CHECK(input_error_of([&] { rotary(x, positions, {.dim = dim}); }) ==
           fmt::format("rotary: dim is {}; it must be even and from 2 to head_dim = 6", dim));
