@@ -143,12 +143,19 @@ std::vector<LayerConfig> LanguageModelConfig::expanded_layers() const {
 }
 
 void LanguageModelConfig::validate(const std::string& path) const {
+  const auto check_mixer = [this](const MixerConfig& config, const std::string& where) {
+    config.validate(d_model, where);
+    require(config.is_causal(),
+            "{}: this {} sees the tokens after the one it stands at, which a language model is to predict; "
+            "set causal: true",
+            where, config.type());
+  };
   if (layers.empty()) {
-    mixer->validate(d_model, path + ".mixer");
+    check_mixer(*mixer, path + ".mixer");
     return;
   }
   for (size_t i = 0; i < layers.size(); ++i) {
-    layers[i].mixer->validate(d_model, fmt::format("{}.layers.{}.mixer", path, i));
+    check_mixer(*layers[i].mixer, fmt::format("{}.layers.{}.mixer", path, i));
   }
 }
 

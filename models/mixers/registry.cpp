@@ -5,7 +5,9 @@
 #include "core/config_value.h"
 #include "core/error.h"
 #include "models/mixer.h"
+#include "models/mixers/linear_attention.h"
 #include "models/mixers/mamba2.h"
+#include "models/mixers/retention.h"
 
 namespace headwater {
 namespace {
@@ -18,6 +20,8 @@ struct Family {
 const std::vector<Family>& families() {
   static const std::vector<Family> table = {
       {"mamba2", [] { return std::make_shared<Mamba2Config>(); }},
+      {"linear_attention", [] { return std::make_shared<LinearAttentionConfig>(); }},
+      {"retention", [] { return std::make_shared<RetentionConfig>(); }},
   };
   return table;
 }
