@@ -9,7 +9,7 @@
 #include "ops/linear/linear.h"
 #include "ops/rearrange/rearrange.h"
 #include "ops/rms_norm/rms_norm.h"
-#include "ops/rotary/rotary.h"
+#include "ops/rotate_pairs/rotate_pairs.h"
 
 namespace headwater {
 namespace {
@@ -91,8 +91,8 @@ MatrixStateOutput RetentionMixer::retain(const Variable& x, const RetentionSched
   const Variable k = reshape(linear(x, k_proj_weight_), key_shape);
   const Variable v = reshape(linear(x, v_proj_weight_), {batch, length, n_heads_, d_value_ / n_heads_});
   const double key_factor = 1.0 / std::sqrt(static_cast<double>(d_key_));
-  return chunked_matrix_state({.q = rotary(q, schedule.rotation, {.row_scale = schedule.row_scale}),
-                               .k = rotary(k, schedule.rotation, {.factor = key_factor}),
+  return chunked_matrix_state({.q = rotate_pairs(q, schedule.rotation, {.row_scale = schedule.row_scale}),
+                               .k = rotate_pairs(k, schedule.rotation, {.factor = key_factor}),
                                .v = v,
                                .log_decay = Variable(schedule.log_decay),
                                .value_scale = {},

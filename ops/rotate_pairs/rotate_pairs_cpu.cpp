@@ -1,6 +1,6 @@
 #include "core/parallel.h"
 #include "ops/check.h"
-#include "ops/rotary/rotary_kernels.h"
+#include "ops/rotate_pairs/rotate_pairs_kernels.h"
 
 namespace headwater {
 namespace {
@@ -8,7 +8,7 @@ namespace {
 constexpr int64_t rows_per_task = 64;
 
 template <class T>
-void rotate(const RotaryArgs& args) {
+void rotate(const RotatePairsArgs& args) {
   const int64_t n_heads = args.x.dim(2), d = args.x.dim(3);
   const T direction = args.backwards ? T{-1} : T{1};
   parallel_for(rows_of(args.x.shape()), rows_per_task, [&](int64_t begin, int64_t end) {
@@ -29,8 +29,8 @@ void rotate(const RotaryArgs& args) {
 
 }  // namespace
 
-void rotary_cpu(const RotaryArgs& args) {
-  dispatch_real(args.x.dtype(), "rotary", [&](auto element) { rotate<decltype(element)>(args); });
+void rotate_pairs_cpu(const RotatePairsArgs& args) {
+  dispatch_real(args.x.dtype(), "rotate_pairs", [&](auto element) { rotate<decltype(element)>(args); });
 }
 
 }  // namespace headwater

@@ -7,7 +7,7 @@
 namespace headwater {
 
 /// x and y share a dtype; rotation and row_scale are of the dtype of the arithmetic.
-struct RotaryArgs {
+struct RotatePairsArgs {
   Tensor x;          // (batch, length, n_heads, d)
   Tensor rotation;   // (batch, length, d / 2, 2)
   Tensor row_scale;  // (batch, length, n_heads) or undefined
@@ -16,9 +16,10 @@ struct RotaryArgs {
   bool backwards;  // by the negative angles
 };
 
-void rotary_cpu(const RotaryArgs& args);
-void rotary_cuda(const RotaryArgs& args);
+void rotate_pairs_cpu(const RotatePairsArgs& args);
+void rotate_pairs_cuda(const RotatePairsArgs& args);
 
-inline constexpr Kernel<RotaryArgs> rotary_kernel{"rotary", rotary_cpu, HEADWATER_CUDA(rotary_cuda)};
+inline constexpr Kernel<RotatePairsArgs> rotate_pairs_kernel{"rotate_pairs", rotate_pairs_cpu,
+                                                             HEADWATER_CUDA(rotate_pairs_cuda)};
 
 }  // namespace headwater

@@ -4,7 +4,7 @@
 #include "core/cuda/launch.h"
 #include "ops/check.h"
 #include "ops/packed_rows.h"
-#include "ops/rotary/rotary_kernels.h"
+#include "ops/rotate_pairs/rotate_pairs_kernels.h"
 
 namespace headwater {
 namespace {
@@ -36,15 +36,15 @@ __global__ void rotate(const T* x, const float* rotation, const float* row_scale
 
 }  // namespace
 
-void rotary_cuda(const RotaryArgs& args) {
+void rotate_pairs_cuda(const RotatePairsArgs& args) {
   const int64_t rows = rows_of(args.x.shape()), n_heads = args.x.dim(2), d = args.x.dim(3);
-  dispatch_cuda(args.x.dtype(), "rotary", [&](auto element) {
+  dispatch_cuda(args.x.dtype(), "rotate_pairs", [&](auto element) {
     using T = decltype(element);
     const T* x = args.x.data<T>();
     const float* rotation = args.rotation.data<float>();
     T* y = args.y.data<T>();
     const bool packed = can_pack(d, {x, rotation, y});
-    launch("rotary", packed ? rotate<T, 4> : rotate<T, 2>,
+    launch("rotate_pairs", packed ? rotate<T, 4> : rotate<T, 2>,
            {.grid = {std::min(blocks_for(args.x.numel() / (packed ? 4 : 2), block), max_blocks)},
             .block = block},
            x, rotation, args.row_scale.data<float>(), y, rows, n_heads, d, static_cast<float>(args.factor),

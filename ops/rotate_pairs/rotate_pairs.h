@@ -5,12 +5,12 @@
 
 namespace headwater {
 
-struct RotaryOptions {
+struct RotatePairsOptions {
   Tensor row_scale = {};  ///< (batch, length, n_heads): a factor for each row, a constant; absent: 1
   double factor = 1.0;    ///< for all rows
 };
 
-/// Rotary positions: the product of a rotated query and a rotated key depends on the difference of their positions.
+/// Rotary positions from a table of angles (ops/rotary computes its own): the product of a rotated query and a rotated key depends on the difference of their positions.
 ///
 ///   y[2j]     = s (x[2j] cos[j] - x[2j+1] sin[j])
 ///   y[2j + 1] = s (x[2j+1] cos[j] + x[2j] sin[j])        s = factor * row_scale[b, t, h]
@@ -23,6 +23,6 @@ struct RotaryOptions {
 /// Grads    to x alone: g turned back by the same angles, times s. Saves nothing of the size of x.
 /// Repeat   same inputs, same bits, whatever the number of threads.
 /// Throws   an input error for a wrong shape or dtype; the text names the argument.
-Variable rotary(const Variable& x, const Tensor& rotation, const RotaryOptions& options = {});
+Variable rotate_pairs(const Variable& x, const Tensor& rotation, const RotatePairsOptions& options = {});
 
 }  // namespace headwater
