@@ -165,10 +165,17 @@ std::vector<LayerConfig> LanguageModelConfig::expanded_layers() const {
 }
 
 void LanguageModelConfig::validate(const std::string& path) const {
-  const auto validate_layer = [this](const LayerConfig& layer, const std::string& layer_path) {
-    layer.mixer->validate(d_model, layer_path + ".mixer");
+  const auto check_mixer = [this](const MixerConfig& config, const std::string& where) {
+    config.validate(d_model, where);
+    require(config.is_causal(),
+            "{}: this {} sees the tokens after the one it stands at, which a language model is to predict; "
+            "set causal: true",
+            where, config.type());
+  };
+  const auto validate_layer = [&](const LayerConfig& layer, const std::string& layer_path) {
+    check_mixer(*layer.mixer, layer_path + ".mixer");
     if (layer.mlp == nullptr) return;
-    layer.mlp->validate(d_model, layer_path + ".mlp");
+    check_mixer(*layer.mlp, layer_path + ".mlp");
     require(layer.d_intermediate == 0,
             "{}.d_intermediate is {}; beside mlp there is no gated MLP: give either of the two", layer_path,
             layer.d_intermediate);

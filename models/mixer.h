@@ -51,6 +51,8 @@ class MixerConfig {
   virtual void declare(Options& options) = 0;
   /// Throws an input error, beginning with `path`, for sizes that do not fit together.
   virtual void validate(int64_t d_model, const std::string& path) const = 0;
+  /// Whether y[t] depends on x[0..t] alone, so that a sequence can be fed in pieces and a language model built of it.
+  virtual bool is_causal() const { return true; }
   /// `n_layers` of the model: initial values of output projections depend on it.
   virtual std::unique_ptr<Mixer> make(int64_t d_model, int64_t n_layers) const = 0;
   /// The same for layer number `layer_id` of the model, for families whose initial values depend on it.

@@ -33,8 +33,9 @@ std::vector<GoldenForm> plain_forms() {
   return forms;
 }
 
-/// The forms of a chunked engine; in the parallel one a single chunk spans the sequence.
-std::vector<GoldenForm> chunked_forms(int64_t length) {
+/// The forms of a chunked engine; in the parallel one a single chunk spans the sequence. What is not causal cannot be fed
+/// in pieces.
+std::vector<GoldenForm> chunked_forms(int64_t length, bool is_causal = true) {
   std::vector<GoldenForm> forms{
       {.name = "chunked", .engine = "chunked"},
       {.name = "chunked 1", .engine = "chunked", .chunk_len = 1},
@@ -42,7 +43,7 @@ std::vector<GoldenForm> chunked_forms(int64_t length) {
       {.name = "parallel", .engine = "chunked", .chunk_len = length},
       {.name = "recurrent", .engine = "recurrent"},
   };
-  append_fed_forms(forms);
+  if (is_causal) append_fed_forms(forms);
   return forms;
 }
 
@@ -298,8 +299,10 @@ struct MixerOptions {
 };
 
 Forms mixer_forms(const GoldenFile& golden) {
-  const bool is_chunked = MixerOptions(golden, {}).has("chunk_len");
-  return is_chunked ? chunked_forms(length_of(golden, "x")) : plain_forms();
+  const MixerOptions options(golden, {});
+  const bool is_causal = options.config->is_causal();
+  if (options.has("chunk_len")) return chunked_forms(length_of(golden, "x"), is_causal);
+  return is_causal ? plain_forms() : std::vector<GoldenForm>{{.name = "whole"}};
 }
 
 /// The file must have the declared parameters and no others; the error lists every difference.

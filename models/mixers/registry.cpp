@@ -6,8 +6,10 @@
 #include "core/error.h"
 #include "models/mixer.h"
 #include "models/mixers/attention.h"
+#include "models/mixers/linear_attention.h"
 #include "models/mixers/mamba.h"
 #include "models/mixers/mamba2.h"
+#include "models/mixers/retention.h"
 #include "models/mixers/rwkv4.h"
 
 namespace headwater {
@@ -25,6 +27,8 @@ const std::vector<Family>& families() {
       {"rwkv4_channel_mix", [] { return std::make_shared<Rwkv4ChannelMixConfig>(); }},
       {"mamba", [] { return std::make_shared<MambaConfig>(); }},
       {"attention", [] { return std::make_shared<AttentionConfig>(); }},
+      {"linear_attention", [] { return std::make_shared<LinearAttentionConfig>(); }},
+      {"retention", [] { return std::make_shared<RetentionConfig>(); }},
   };
   return table;
 }

@@ -12,6 +12,9 @@
 //   silu        grad_x = g s (1 + x (1 - s)),   s = sigmoid(x)
 //   softplus    grad_x = g s
 //   negative_exp  grad_x = -g e^x
+//   gelu        grad_x = g (Phi(x) + x phi(x)),   phi the density e^(-x^2 / 2) / sqrt(2 pi)
+//   relu        grad_x = g [x > 0]
+//   elu_plus_one  grad_x = g e^min(x, 0)
 //   silu_mul    grad_gate = g up s (1 + gate (1 - s)),   grad_up = g gate s,   s = sigmoid(gate)
 //   sigmoid_mul   grad_gate = g up s (1 - s),   grad_up = g s
 //   squared_relu  grad_x = 2 g max(x, 0)
@@ -127,6 +130,18 @@ Variable softplus(const Variable& x) {
 
 Variable negative_exp(const Variable& x) {
   return unary(x, negative_exp_forward, negative_exp_backward);
+}
+
+Variable gelu(const Variable& x) {
+  return unary(x, gelu_forward, gelu_backward);
+}
+
+Variable relu(const Variable& x) {
+  return unary(x, relu_forward, relu_backward);
+}
+
+Variable elu_plus_one(const Variable& x) {
+  return unary(x, elu_plus_one_forward, elu_plus_one_backward);
 }
 
 Variable silu_mul(const Variable& gate, const Variable& up) {

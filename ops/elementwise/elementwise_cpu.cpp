@@ -1,3 +1,6 @@
+#include <cmath>
+#include <numbers>
+
 #include "core/parallel.h"
 #include "core/simd_math.h"
 #include "ops/elementwise/elementwise_kernels.h"
@@ -69,6 +72,12 @@ void map_gated_gradients(const char* op, const GatedBackwardArgs& args, const Fu
   });
 }
 
+/// The probability that a standard normal number is below x.
+template <class T>
+T normal_distribution(T x) {
+  return T{0.5} * (T{1} + std::erf(x * static_cast<T>(std::numbers::sqrt2 / 2)));
+}
+
 }  // namespace
 
 void elementwise_cast_cpu(const ElementwiseUnaryArgs& args) {
@@ -110,6 +119,41 @@ void negative_exp_forward_cpu(const ElementwiseUnaryArgs& args) {
 
 void negative_exp_backward_cpu(const ElementwiseUnaryBackwardArgs& args) {
   map_gradient("negative_exp", args, [](auto x) { return -exp_vectorisable(x); });
+}
+
+void gelu_forward_cpu(const ElementwiseUnaryArgs& args) {
+  map_unary("gelu", args, [](auto x) { return x * normal_distribution(x); });
+}
+
+void gelu_backward_cpu(const ElementwiseUnaryBackwardArgs& args) {
+  map_gradient("gelu", args, [](auto x) {
+    using T = decltype(x);
+    const T density =
+        static_cast<T>(1.0 / std::sqrt(2.0 * std::numbers::pi)) * exp_vectorisable(T{-0.5} * x * x);
+    return normal_distribution(x) + x * density;
+  });
+}
+
+void relu_forward_cpu(const ElementwiseUnaryArgs& args) {
+  map_unary("relu", args, [](auto x) { return x < 0 ? decltype(x){0} : x; });
+}
+
+void relu_backward_cpu(const ElementwiseUnaryBackwardArgs& args) {
+  map_gradient("relu", args, [](auto x) { return x > 0 ? decltype(x){1} : decltype(x){0}; });
+}
+
+void elu_plus_one_forward_cpu(const ElementwiseUnaryArgs& args) {
+  map_unary("elu_plus_one", args, [](auto x) {
+    using T = decltype(x);
+    return x > T{0} ? x + T{1} : exp_vectorisable(x);
+  });
+}
+
+void elu_plus_one_backward_cpu(const ElementwiseUnaryBackwardArgs& args) {
+  map_gradient("elu_plus_one", args, [](auto x) {
+    using T = decltype(x);
+    return x > T{0} ? T{1} : exp_vectorisable(x);
+  });
 }
 
 void silu_mul_forward_cpu(const ElementwiseBinaryArgs& args) {

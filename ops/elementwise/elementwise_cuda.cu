@@ -123,6 +123,31 @@ struct NegativeExp {
 struct NegativeExpGradient {
   __device__ float operator()(float x, float grad_y) const { return grad_y * -expf(x); }
 };
+/// The probability that a standard normal number is below x.
+__device__ float normal_distribution(float x) {
+  return 0.5f * (1.0f + erff(0.70710678f * x));
+}
+struct Gelu {
+  __device__ float operator()(float x) const { return x * normal_distribution(x); }
+};
+struct GeluGradient {
+  __device__ float operator()(float x, float grad_y) const {
+    return grad_y * (normal_distribution(x) + x * 0.39894228f * expf(-0.5f * x * x));
+  }
+};
+/// Compared as on the CPU, so that a NaN stays one.
+struct Relu {
+  __device__ float operator()(float x) const { return x < 0.0f ? 0.0f : x; }
+};
+struct ReluGradient {
+  __device__ float operator()(float x, float grad_y) const { return x > 0.0f ? grad_y : 0.0f; }
+};
+struct EluPlusOne {
+  __device__ float operator()(float x) const { return x > 0.0f ? x + 1.0f : expf(x); }
+};
+struct EluPlusOneGradient {
+  __device__ float operator()(float x, float grad_y) const { return x > 0.0f ? grad_y : grad_y * expf(x); }
+};
 struct SiluMul {
   __device__ float operator()(float gate, float up) const { return silu_of(gate) * up; }
 };
@@ -249,6 +274,30 @@ void negative_exp_forward_cuda(const ElementwiseUnaryArgs& args) {
 
 void negative_exp_backward_cuda(const ElementwiseUnaryBackwardArgs& args) {
   map_alike("negative_exp_backward", "negative_exp", NegativeExpGradient{}, args.grad_x, args.x, args.grad_y);
+}
+
+void gelu_forward_cuda(const ElementwiseUnaryArgs& args) {
+  map_alike("gelu_forward", "gelu", Gelu{}, args.y, args.x);
+}
+
+void gelu_backward_cuda(const ElementwiseUnaryBackwardArgs& args) {
+  map_alike("gelu_backward", "gelu", GeluGradient{}, args.grad_x, args.x, args.grad_y);
+}
+
+void relu_forward_cuda(const ElementwiseUnaryArgs& args) {
+  map_alike("relu_forward", "relu", Relu{}, args.y, args.x);
+}
+
+void relu_backward_cuda(const ElementwiseUnaryBackwardArgs& args) {
+  map_alike("relu_backward", "relu", ReluGradient{}, args.grad_x, args.x, args.grad_y);
+}
+
+void elu_plus_one_forward_cuda(const ElementwiseUnaryArgs& args) {
+  map_alike("elu_plus_one_forward", "elu_plus_one", EluPlusOne{}, args.y, args.x);
+}
+
+void elu_plus_one_backward_cuda(const ElementwiseUnaryBackwardArgs& args) {
+  map_alike("elu_plus_one_backward", "elu_plus_one", EluPlusOneGradient{}, args.grad_x, args.x, args.grad_y);
 }
 
 void silu_mul_forward_cuda(const ElementwiseBinaryArgs& args) {

@@ -54,6 +54,18 @@ void negative_exp_forward_cpu(const ElementwiseUnaryArgs& args);
 void negative_exp_forward_cuda(const ElementwiseUnaryArgs& args);
 void negative_exp_backward_cpu(const ElementwiseUnaryBackwardArgs& args);
 void negative_exp_backward_cuda(const ElementwiseUnaryBackwardArgs& args);
+void gelu_forward_cpu(const ElementwiseUnaryArgs& args);
+void gelu_forward_cuda(const ElementwiseUnaryArgs& args);
+void gelu_backward_cpu(const ElementwiseUnaryBackwardArgs& args);
+void gelu_backward_cuda(const ElementwiseUnaryBackwardArgs& args);
+void relu_forward_cpu(const ElementwiseUnaryArgs& args);
+void relu_forward_cuda(const ElementwiseUnaryArgs& args);
+void relu_backward_cpu(const ElementwiseUnaryBackwardArgs& args);
+void relu_backward_cuda(const ElementwiseUnaryBackwardArgs& args);
+void elu_plus_one_forward_cpu(const ElementwiseUnaryArgs& args);
+void elu_plus_one_forward_cuda(const ElementwiseUnaryArgs& args);
+void elu_plus_one_backward_cpu(const ElementwiseUnaryBackwardArgs& args);
+void elu_plus_one_backward_cuda(const ElementwiseUnaryBackwardArgs& args);
 void silu_mul_forward_cpu(const ElementwiseBinaryArgs& args);
 void silu_mul_forward_cuda(const ElementwiseBinaryArgs& args);
 void silu_mul_backward_cpu(const GatedBackwardArgs& args);
@@ -87,6 +99,18 @@ inline constexpr Kernel<ElementwiseUnaryArgs> negative_exp_forward{
     "negative_exp_forward", negative_exp_forward_cpu, HEADWATER_CUDA(negative_exp_forward_cuda)};
 inline constexpr Kernel<ElementwiseUnaryBackwardArgs> negative_exp_backward{
     "negative_exp_backward", negative_exp_backward_cpu, HEADWATER_CUDA(negative_exp_backward_cuda)};
+inline constexpr Kernel<ElementwiseUnaryArgs> gelu_forward{"gelu_forward", gelu_forward_cpu,
+                                                           HEADWATER_CUDA(gelu_forward_cuda)};
+inline constexpr Kernel<ElementwiseUnaryBackwardArgs> gelu_backward{"gelu_backward", gelu_backward_cpu,
+                                                                    HEADWATER_CUDA(gelu_backward_cuda)};
+inline constexpr Kernel<ElementwiseUnaryArgs> relu_forward{"relu_forward", relu_forward_cpu,
+                                                           HEADWATER_CUDA(relu_forward_cuda)};
+inline constexpr Kernel<ElementwiseUnaryBackwardArgs> relu_backward{"relu_backward", relu_backward_cpu,
+                                                                    HEADWATER_CUDA(relu_backward_cuda)};
+inline constexpr Kernel<ElementwiseUnaryArgs> elu_plus_one_forward{
+    "elu_plus_one_forward", elu_plus_one_forward_cpu, HEADWATER_CUDA(elu_plus_one_forward_cuda)};
+inline constexpr Kernel<ElementwiseUnaryBackwardArgs> elu_plus_one_backward{
+    "elu_plus_one_backward", elu_plus_one_backward_cpu, HEADWATER_CUDA(elu_plus_one_backward_cuda)};
 inline constexpr Kernel<ElementwiseBinaryArgs> silu_mul_forward{"silu_mul_forward", silu_mul_forward_cpu,
                                                                 HEADWATER_CUDA(silu_mul_forward_cuda)};
 inline constexpr Kernel<GatedBackwardArgs> silu_mul_backward{"silu_mul_backward", silu_mul_backward_cpu,

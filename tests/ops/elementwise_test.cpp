@@ -39,6 +39,12 @@ std::vector<Operator> all_operators() {
        [](double x, double) { return std::log(1.0 + std::exp(x)); }},
       {"negative_exp", 1, [](Inputs in) { return Outputs{negative_exp(in[0])}; },
        [](double x, double) { return -std::exp(x); }},
+      {"gelu", 1, [](Inputs in) { return Outputs{gelu(in[0])}; },
+       [](double x, double) { return 0.5 * x * std::erfc(-x / std::sqrt(2.0)); }},
+      {"relu", 1, [](Inputs in) { return Outputs{relu(in[0])}; },
+       [](double x, double) { return std::max(x, 0.0); }},
+      {"elu_plus_one", 1, [](Inputs in) { return Outputs{elu_plus_one(in[0])}; },
+       [](double x, double) { return x > 0 ? x + 1.0 : std::exp(x); }},
       {"silu_mul", 2, [](Inputs in) { return Outputs{silu_mul(in[0], in[1])}; },
        [](double gate, double up) { return gate * logistic(gate) * up; }},
       {"sigmoid_mul", 2, [](Inputs in) { return Outputs{sigmoid_mul(in[0], in[1])}; },
@@ -227,6 +233,18 @@ TEST_CASE("elementwise: silu and softplus keep their limits at large arguments")
   CHECK(y.value().to_vector<float>() == std::vector<float>{0, 0, 100, 1000});
   CHECK(z.value().to_vector<float>() == std::vector<float>{0, 0, 100, 1000});
   CHECK(x.gradient().tensor().to_vector<float>() == std::vector<float>{0, 0, 2, 2});
+}
+
+TEST_CASE("elementwise: gelu, relu and elu_plus_one keep their limits at large arguments") {
+  const Variable x = Variable::leaf(Tensor::from_vector<float>({4}, {-1000.0f, 0.0f, 100.0f, 1000.0f}));
+  Tape tape;
+  const Variable a = gelu(x), b = relu(x), c = elu_plus_one(x);
+  CHECK(a.value().to_vector<float>() == std::vector<float>{0, 0, 100, 1000});
+  CHECK(b.value().to_vector<float>() == std::vector<float>{0, 0, 100, 1000});
+  CHECK(c.value().to_vector<float>() == std::vector<float>{0, 1, 101, 1001});
+  const Tensor ones = Tensor::full({4}, 1.0, DType::f32);
+  tape.backward({a, b, c}, {ones, ones, ones});
+  CHECK(x.gradient().tensor().to_vector<float>() == std::vector<float>{0, 1.5, 3, 3});
 }
 
 TEST_CASE("elementwise: an argument that is given twice gets both gradients") {

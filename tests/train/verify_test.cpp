@@ -70,10 +70,16 @@ const std::vector<std::string>& built_cases() {
       "chunked_matrix_state-none",
       "chunked_matrix_state-scalar_constant",
       "chunked_matrix_state-scalar_data",
+      "linear_attention-causal",
+      "linear_attention-noncausal",
+      "linear_attention-values",
       "mamba2-basic",
       "mamba2-documents",
       "mamba2-init_states",
       "mamba2-options",
+      "retention-init",
+      "retention-long",
+      "retention-sharp",
       "ssd-documents",
       "ssd-groups",
       "ssd-states",
@@ -111,6 +117,11 @@ TEST_CASE("verify: forms and tensors") {
   forms.clear();
   for (const VerifyRow& row : convolution.rows) forms.insert(row.form);
   CHECK(forms == std::set<std::string>{"whole", "pieces", "steps", "decode"});
+  // What is not causal cannot be fed in pieces.
+  const VerifiedFile encoder = verify({golden_path("linear_attention-noncausal")}).files.at(0);
+  forms.clear();
+  for (const VerifyRow& row : encoder.rows) forms.insert(row.form);
+  CHECK(forms == std::set<std::string>{"chunked", "chunked 1", "chunked 16", "parallel", "recurrent"});
 }
 
 TEST_CASE("verify: a folder stands for its cases, and what is not built is counted") {
