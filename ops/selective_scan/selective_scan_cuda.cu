@@ -204,7 +204,7 @@ __device__ float decay_of(float dt_sum, float A) {
 /// Writes every chunk's local state to `carries` (batch, n_chunks, d_state, d_inner) and its sum of step sizes, or
 /// `cut`, to `dt_sums` (batch, n_chunks, d_inner). Warps as above.
 template <class T>
-__global__ void __launch_bounds__(block)
+__global__ void __launch_bounds__(block, 4)
     local_states(Inputs<T> in, float* carries, float* dt_sums, Sizes sizes) {
   const Place place(sizes);
   if (!place.has_work || !place.has_channel) return;
@@ -239,7 +239,7 @@ __global__ void __launch_bounds__(block)
 
 /// The same backwards: what each chunk adds to the gradient of the state before it, if nothing comes from behind.
 template <class T>
-__global__ void __launch_bounds__(block)
+__global__ void __launch_bounds__(block, 4)
     local_gradients(Inputs<T> in, const T* grad_y, float* carries, float* dt_sums, Sizes sizes) {
   const Place place(sizes);
   if (!place.has_work || !place.has_channel) return;
@@ -298,7 +298,7 @@ __global__ void combine_chunks(const float* A, const float* incoming, const floa
 /// The forward of every chunk, from the state before it in `carries`. Warps as above. `saved_states`, or null:
 /// (batch, stretches, d_state, d_inner).
 template <class T>
-__global__ void __launch_bounds__(block)
+__global__ void __launch_bounds__(block, 4)
     forward_chunks(Inputs<T> in, float* carries, T* y, float* final_state, float* saved_states, Sizes sizes) {
   const Place place(sizes);
   if (!place.has_work || !place.has_channel) return;
