@@ -39,7 +39,7 @@ struct SelectiveScanOutput {
 /// Dtypes   f32, f64; bf16 on a GPU for x, dt, B, C, z and y. A, D, dt_bias, the step sizes dt' and all states are f32
 ///          there.
 /// Grads    to every tensor argument, from both outputs. Saves the state at the borders of stretches of steps (64 on a
-///          CPU, 16 on a GPU) and computes those inside again: memory d_state / 64 or d_state / 16 that of x.
+///          CPU, 8 on a GPU) and computes those inside again: memory d_state / 64 or d_state / 8 that of x.
 /// Repeat   same inputs, same bits, whatever the number of threads; no atomics on a GPU.
 /// Throws   an input error for a wrong shape, dtype, or a reset that is not 0 or 1; the text names the argument.
 SelectiveScanOutput selective_scan(const SelectiveScanInputs& inputs,

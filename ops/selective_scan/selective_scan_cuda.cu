@@ -7,8 +7,8 @@
 #include "ops/selective_scan/selective_scan_kernels.h"
 
 // A warp owns 32 neighbouring channels of one group and a chunk of time, a lane each; neighbours read neighbours. It
-// walks the chunk in stretches of 16 steps. Of a stretch a lane keeps dt', x and the like in registers, and takes one
-// state n after the other through all 16 steps, so that any d_state will do. Between stretches the state is in global
+// walks the chunk in stretches of 8 steps. Of a stretch a lane keeps dt', x and the like in registers, and takes one
+// state n after the other through all 8 steps, so that any d_state will do. Between stretches the state is in global
 // memory, in `carries`, where only its own lane touches it.
 //
 // Chunks are what makes a long sequence parallel. Over a chunk the recurrence is h -> exp(A sum of dt') h + local, with
@@ -117,7 +117,7 @@ struct Place {
 };
 
 /// The steps of a stretch that exist: from t on, n of them, none in a lane without a channel. All others are the
-/// identity: dt' = x = g = 0.
+/// identity: dt' = x = g = 0. Pointers walk from step to step: an address for each would take registers.
 struct Steps {
   int64_t t, offset, map;
   int n, n_of_lane;
@@ -140,21 +140,33 @@ struct Steps {
 
   template <class T>
   __device__ void load(const T* from, const Sizes& sizes, float (&values)[steps]) const {
+    from += offset;
 #pragma unroll
-    for (int k = 0; k < steps; ++k)
-      values[k] = k < n_of_lane ? to_float(from[offset + k * sizes.d_inner]) : 0.0f;
+    for (int k = 0; k < steps; ++k) {
+      values[k] = k < n_of_lane ? to_float(*from) : 0.0f;
+      from += sizes.d_inner;
+    }
   }
   template <class T>
   __device__ void store(const float (&values)[steps], const Sizes& sizes, T* to) const {
+    to += offset;
 #pragma unroll
     for (int k = 0; k < steps; ++k) {
-      if (k < n_of_lane) to[offset + k * sizes.d_inner] = from_float<T>(values[k]);
+      if (k < n_of_lane) *to = from_float<T>(values[k]);
+      to += sizes.d_inner;
     }
   }
-  /// Entry n of B or C at step k.
+  /// Entry `state` of B or C at every step.
   template <class T>
-  __device__ float entry(const T* maps, const Sizes& sizes, int64_t state, int k) const {
-    return k < n ? to_float(maps[map + k * sizes.n_groups * sizes.d_state + state]) : 0.0f;
+  __device__ __forceinline__ void load_entries(const T* maps, const Sizes& sizes, int64_t state,
+                                               float (&values)[steps]) const {
+    const int64_t row = sizes.n_groups * sizes.d_state;
+    const T* from = maps + map + state;
+#pragma unroll
+    for (int k = 0; k < steps; ++k) {
+      values[k] = k < n ? to_float(*from) : 0.0f;
+      from += row;
+    }
   }
 };
 
@@ -192,7 +204,7 @@ __device__ float decay_of(float dt_sum, float A) {
 /// Writes every chunk's local state to `carries` (batch, n_chunks, d_state, d_inner) and its sum of step sizes, or
 /// `cut`, to `dt_sums` (batch, n_chunks, d_inner). Warps as above.
 template <class T>
-__global__ void __launch_bounds__(block)
+__global__ void __launch_bounds__(block, 4)
     local_states(Inputs<T> in, float* carries, float* dt_sums, Sizes sizes) {
   const Place place(sizes);
   if (!place.has_work || !place.has_channel) return;
@@ -212,9 +224,11 @@ __global__ void __launch_bounds__(block)
     for (int64_t n = 0; n < sizes.d_state; ++n) {
       const float A = in.A[place.d * sizes.d_state + n];
       float h = t == place.begin ? 0.0f : carries[n * sizes.d_inner];
+      float B[steps];
+      at.load_entries(in.B, sizes, n, B);
 #pragma unroll
       for (int k = 0; k < steps; ++k) {
-        const float input = v[k] * at.entry(in.B, sizes, n, k);
+        const float input = v[k] * B[k];
         h = at.start(k) ? input : expf(dt[k] * A) * h + input;
       }
       carries[n * sizes.d_inner] = h;
@@ -225,7 +239,7 @@ __global__ void __launch_bounds__(block)
 
 /// The same backwards: what each chunk adds to the gradient of the state before it, if nothing comes from behind.
 template <class T>
-__global__ void __launch_bounds__(block)
+__global__ void __launch_bounds__(block, 4)
     local_gradients(Inputs<T> in, const T* grad_y, float* carries, float* dt_sums, Sizes sizes) {
   const Place place(sizes);
   if (!place.has_work || !place.has_channel) return;
@@ -242,9 +256,11 @@ __global__ void __launch_bounds__(block)
     for (int64_t n = 0; n < sizes.d_state; ++n) {
       const float A = in.A[place.d * sizes.d_state + n];
       float carry = t == place.last_stretch() ? 0.0f : carries[n * sizes.d_inner];
+      float C[steps];
+      at.load_entries(in.C, sizes, n, C);
 #pragma unroll
       for (int k = steps - 1; k >= 0; --k) {
-        const float gh = at.entry(in.C, sizes, n, k) * g[k] + carry;
+        const float gh = C[k] * g[k] + carry;
         carry = at.start(k) ? 0.0f : expf(dt[k] * A) * gh;
       }
       carries[n * sizes.d_inner] = carry;
@@ -282,7 +298,7 @@ __global__ void combine_chunks(const float* A, const float* incoming, const floa
 /// The forward of every chunk, from the state before it in `carries`. Warps as above. `saved_states`, or null:
 /// (batch, stretches, d_state, d_inner).
 template <class T>
-__global__ void __launch_bounds__(block)
+__global__ void __launch_bounds__(block, 4)
     forward_chunks(Inputs<T> in, float* carries, T* y, float* final_state, float* saved_states, Sizes sizes) {
   const Place place(sizes);
   if (!place.has_work || !place.has_channel) return;
@@ -304,11 +320,14 @@ __global__ void __launch_bounds__(block)
       const float A = in.A[place.d * sizes.d_state + n];
       float h = carries[n * sizes.d_inner];
       if (saved_states != nullptr) saved_states[saved + n * sizes.d_inner] = h;
+      float B[steps], C[steps];
+      at.load_entries(in.B, sizes, n, B);
+      at.load_entries(in.C, sizes, n, C);
 #pragma unroll
       for (int k = 0; k < steps; ++k) {
-        const float input = v[k] * at.entry(in.B, sizes, n, k);
+        const float input = v[k] * B[k];
         h = at.start(k) ? input : expf(dt[k] * A) * h + input;
-        s[k] += at.entry(in.C, sizes, n, k) * h;
+        s[k] += C[k] * h;
       }
       carries[n * sizes.d_inner] = h;
       if (t + steps >= sizes.length) final_state[(place.b * sizes.d_inner + place.d) * sizes.d_state + n] = h;
@@ -323,20 +342,27 @@ __global__ void __launch_bounds__(block)
   }
 }
 
-/// The sums over the warp of each of 16 values: that of values[lane % 16], in every lane. Halving what a lane keeps while
-/// the sums grow takes one exchange for each value.
-__device__ __forceinline__ float sums_over_lanes(float (&values)[steps]) {
+/// Lanes whose number differs in the bit `half` exchange halves of the first 2 half values, and add what they keep.
+template <int half>
+__device__ __forceinline__ void exchange_halves(float (&values)[steps]) {
+  const bool upper = (lane_index() & half) != 0;
 #pragma unroll
-  for (int half = steps / 2; half > 0; half /= 2) {
-    const bool upper = (lane_index() & half) != 0;
-#pragma unroll
-    for (int i = 0; i < half; ++i) {
-      const float given = upper ? values[i] : values[i + half];
-      const float kept = upper ? values[i + half] : values[i];
-      values[i] = kept + shuffle_xor(given, half);
-    }
+  for (int i = 0; i < half; ++i) {
+    const float given = upper ? values[i] : values[i + half];
+    const float kept = upper ? values[i + half] : values[i];
+    values[i] = kept + shuffle_xor(given, half);
   }
-  return values[0] + shuffle_xor(values[0], steps);
+  if constexpr (half > 1) exchange_halves<half / 2>(values);
+}
+
+/// The sums over the warp of each of 8 values: that of values[lane % 8], in every lane. Halving what a lane keeps while the
+/// sums grow takes about one exchange for each value.
+__device__ __forceinline__ float sums_over_lanes(float (&values)[steps]) {
+  exchange_halves<steps / 2>(values);
+  float sum = values[0];
+#pragma unroll
+  for (int mask = steps; mask < warp_size; mask *= 2) sum += shuffle_xor(sum, mask);
+  return sum;
 }
 
 template <class T>
@@ -352,10 +378,10 @@ struct Gradients {
 };
 
 /// The backward of every chunk, from the gradient of the state behind it in `carries`. Warps as above; all lanes take
-/// part to the end, for the sums over channels. The gate's gradient and softplus's slope read z, dt and grad_y a second
-/// time: registers are what is short.
+/// part to the end, for the sums over channels. What follows the states reads x, z, dt and grad_y a second time:
+/// registers are what is short, and two blocks to a multiprocessor what they allow without spilling.
 template <class T>
-__global__ void __launch_bounds__(block)
+__global__ void __launch_bounds__(block, 2)
     backward_chunks(Inputs<T> in, Gradients<T> gradients, const float* saved_states, float* carries,
                     Sizes sizes) {
   const Place place(sizes);
@@ -368,13 +394,14 @@ __global__ void __launch_bounds__(block)
   carries += place.carry(sizes);
   for (int64_t t = place.last_stretch(); t >= place.begin; t -= steps) {
     const Steps at(in, sizes, place, t);
-    float dt[steps], x[steps], g[steps], s[steps], grad_v[steps], grad_dt[steps];
+    float dt[steps], v[steps], g[steps], s[steps], grad_v[steps], grad_dt[steps];
     load_step_sizes(in, sizes, place, at, dt);
-    at.load(in.x, sizes, x);
+    at.load(in.x, sizes, v);
     load_gradients(in, gradients.grad_y, sizes, at, g);
 #pragma unroll
     for (int k = 0; k < steps; ++k) {
-      s[k] = D * x[k];
+      s[k] = D * v[k];
+      v[k] *= dt[k];
       grad_v[k] = grad_dt[k] = 0.0f;
     }
     const int64_t saved = (place.b * n_stretches + t / steps) * sizes.d_state * sizes.d_inner + place.d;
@@ -382,25 +409,27 @@ __global__ void __launch_bounds__(block)
       const float A = has_channel ? in.A[place.d * sizes.d_state + n] : 0.0f;
       const float before = has_channel ? saved_states[saved + n * sizes.d_inner] : 0.0f;
       float carry = has_channel ? carries[n * sizes.d_inner] : 0.0f;
-      float decay[steps], h[steps];
+      float decay[steps], h[steps], B[steps], C[steps];
+      at.load_entries(in.B, sizes, n, B);
+      at.load_entries(in.C, sizes, n, C);
 #pragma unroll
       for (int k = 0; k < steps; ++k) {
-        const float input = dt[k] * x[k] * at.entry(in.B, sizes, n, k);
+        const float input = v[k] * B[k];
         decay[k] = expf(dt[k] * A);
         h[k] = at.start(k) ? input : decay[k] * (k > 0 ? h[k - 1] : before) + input;
-        s[k] += at.entry(in.C, sizes, n, k) * h[k];
+        s[k] += C[k] * h[k];
       }
       float sum_A = 0.0f;
 #pragma unroll
       for (int k = steps - 1; k >= 0; --k) {
-        const float gh = at.entry(in.C, sizes, n, k) * g[k] + carry;
+        const float gh = C[k] * g[k] + carry;
         carry = at.start(k) ? 0.0f : decay[k] * gh;
         const float gh_r = at.start(k) ? 0.0f : carry * (k > 0 ? h[k - 1] : before);
-        grad_v[k] += gh * at.entry(in.B, sizes, n, k);
+        grad_v[k] += gh * B[k];
         grad_dt[k] += gh_r * A;
         sum_A += gh_r * dt[k];
         // From here on these hold the lane's part of the gradients of B and C.
-        decay[k] = gh * dt[k] * x[k];
+        decay[k] = gh * v[k];
         h[k] *= g[k];
       }
       if (has_channel) {
@@ -418,6 +447,8 @@ __global__ void __launch_bounds__(block)
         gradients.C[row * sizes.length + t + lane_index()] = to_C;
       }
     }
+    float x[steps];
+    at.load(in.x, sizes, x);
 #pragma unroll
     for (int k = 0; k < steps; ++k) {
       grad_dt[k] += x[k] * grad_v[k];

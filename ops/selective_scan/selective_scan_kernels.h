@@ -9,7 +9,7 @@ namespace headwater {
 /// Steps from one saved state to the next. On a CPU, what is computed again of 16 channels and 16 states each stays in
 /// the second-level cache; on a GPU a thread keeps a stretch in registers.
 inline constexpr int64_t selective_scan_stretch_cpu = 64;
-inline constexpr int64_t selective_scan_stretch_cuda = 16;
+inline constexpr int64_t selective_scan_stretch_cuda = 8;
 
 /// x, dt, B, C, z, y and their gradients share a dtype; all else is of the dtype of the arithmetic.
 struct SelectiveScanForwardArgs {
