@@ -5,6 +5,7 @@
 #include "core/config_value.h"
 #include "core/error.h"
 #include "models/mixer.h"
+#include "models/mixers/attention.h"
 #include "models/mixers/mamba2.h"
 
 namespace headwater {
@@ -18,6 +19,7 @@ struct Family {
 const std::vector<Family>& families() {
   static const std::vector<Family> table = {
       {"mamba2", [] { return std::make_shared<Mamba2Config>(); }},
+      {"attention", [] { return std::make_shared<AttentionConfig>(); }},
   };
   return table;
 }

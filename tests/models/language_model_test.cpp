@@ -249,7 +249,8 @@ TEST_CASE("LanguageModel: mistakes in the options are named with their place") {
     return input_error_of([&] { read_config(yaml).validate("model"); });
   };
   CHECK(error("d_model: 8\nmixer:\n  type: mamba3\n") ==
-        "model.yaml:3: model.mixer.type: 'mamba3' is not a mixer. Did you mean 'mamba2'? Known: mamba2");
+        "model.yaml:3: model.mixer.type: 'mamba3' is not a mixer. Did you mean 'mamba2'? Known: mamba2, "
+        "attention");
   CHECK(error("mixer: {d_state: 4}\n") == "model.yaml:1: model.mixer has no type; write type: mamba2");
   CHECK(error("mixer: mamba2\n") ==
         "model.yaml:1: model.mixer must be a map such as {type: mamba2, d_state: 64}");

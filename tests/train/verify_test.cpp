@@ -60,6 +60,10 @@ VerifiedFile verify_changed(const std::string& name, const std::function<void(Ed
 
 const std::vector<std::string>& built_cases() {
   static const std::vector<std::string> names = {
+      "attention-basic",
+      "attention-documents",
+      "attention-gqa",
+      "attention-window",
       "causal_conv1d-documents",
       "causal_conv1d-short",
       "causal_conv1d-silu",
