@@ -46,6 +46,8 @@ class AttentionMixer : public Mixer {
   /// State: rotated keys and values of the tokens so far, (batch, tokens, n_kv_heads, head_dim) each, with a window of the
   /// last window_size only (at least one); how many tokens of its present document each sequence has seen, i32 (batch);
   /// with a convolution, its last d_conv - 1 inputs, (batch, d_conv - 1, channels) each for queries, keys and values.
+  /// Without a window it grows with every piece, documents that have ended included: a stream or train.state_passing
+  /// wants a window.
   MixerOutput forward(const Variable& x, const MixerState& state, const Tensor& resets) const override;
   /// With a window, of a full one. Without, keys and values grow with the tokens: those of one token are counted.
   int64_t state_size() const override;
@@ -59,7 +61,7 @@ class AttentionMixer : public Mixer {
     Variable q, k, v;
   };
   Heads project(const Variable& x) const;
-  /// Leaves the windows for the next piece behind `state_out`.
+  /// The windows for the next piece are appended to `state_out`.
   Heads convolve(const Heads& in, const MixerState& state, const Tensor& resets, MixerState& state_out) const;
   Variable rotate(const Variable& heads, const Tensor& positions) const;
 
