@@ -129,8 +129,9 @@ TEST_CASE("configs: every one loads and says on its first line what it is") {
 }
 
 TEST_CASE("documents: every link to a file leads to one") {
-  for (const std::string document : {"README.md", "CONTRIBUTING.md", "docs/cuda.md", "docs/design.md",
-                                     "docs/device_results.md", "docs/formats.md", "docs/performance.md"}) {
+  for (const std::string document :
+       {"README.md", "CONTRIBUTING.md", "docs/cuda.md", "docs/design.md", "docs/device_results.md",
+        "docs/families.md", "docs/formats.md", "docs/performance.md"}) {
     const Path path = source_folder / document;
     for (std::string target : all_between(text_of(path), "](", ")")) {
       if (target.find("://") != std::string::npos || target[0] == '#') continue;
