@@ -19,6 +19,7 @@ namespace headwater {
 namespace {
 
 constexpr int tile_size = 64;
+// The blocks that __launch_bounds__ asks to fit a multiprocessor below are as many as leave no register spilled.
 constexpr int forward_block = 128;   // 4 warps, each with 16 queries
 constexpr int backward_block = 256;  // 8 warps: warp w has rows 16 (w % 4) ... and a half of the columns
 constexpr float log2_e = 1.44269504088896341f;
@@ -236,7 +237,8 @@ constexpr int64_t forward_bytes(int columns) {
 /// A block owns 64 queries of a head, and a slice of their results; a warp 16 of them. Shared: queries, keys, values (64 x
 /// columns each) and weights (64 x 64, each warp's rows its own).
 template <class T, int columns>
-__global__ void __launch_bounds__(forward_block) forward(Inputs<T> in, T* y, float* log_sums, Sizes sizes) {
+__global__ void __launch_bounds__(forward_block, sizeof(T) == sizeof(float) || columns > 64 ? 2 : 3)
+    forward(Inputs<T> in, T* y, float* log_sums, Sizes sizes) {
   SharedMemory shared;
   const SharedRows<T> queries = shared_tile<T, columns>(shared), keys = shared_tile<T, columns>(shared);
   const SharedRows<T> values = shared_tile<T, columns>(shared), weights = shared_tile<T, tile_size>(shared);
@@ -484,7 +486,7 @@ __global__ void __launch_bounds__(backward_block)
 /// A block owns 64 keys of a group, and a slice of their grad_k and grad_v, which it sums over the group's heads and their
 /// tiles of queries in order. Shared: as above, the 64 x 64 being first P, then dS, both transposed.
 template <class T, int columns>
-__global__ void __launch_bounds__(backward_block)
+__global__ void __launch_bounds__(backward_block, sizeof(T) == sizeof(float) ? 1 : 2)
     key_gradients(BackwardInputs<T> in, T* grad_k, T* grad_v, Sizes sizes) {
   SharedMemory shared;
   const QueryTile queries(shared);
