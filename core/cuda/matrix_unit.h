@@ -164,7 +164,7 @@ struct MatrixUnitRequest {
 };
 
 /// Puts A and B together from all lanes' registers as the hardware reads them, multiplies, and hands each lane its
-/// part of C. `bits_a(row, column)` and `bits_b(row, column)` say where an element lies.
+/// part of C.
 void multiply_on_matrix_unit(const Site& site, float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
                              bool is_bf16);
 

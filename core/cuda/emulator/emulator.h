@@ -57,8 +57,6 @@ SharedPiece* shared_piece(int ordinal, int64_t size, int64_t element_bytes);
 /// Checks an access by this thread to elements [index, index + count) and returns the first one's address.
 const void* read_shared(const SharedPiece* piece, int64_t index, int64_t count);
 void* write_shared(SharedPiece* piece, int64_t index, int64_t count);
-/// The address without a check of who uses it, for words whose accesses are noted one by one.
-int64_t element_bytes(const SharedPiece* piece);
 
 /// 16 bytes from global memory, done as late as is legal: in wait_copies.
 void copy_async(SharedPiece* piece, int64_t index, const void* from);
